@@ -1,0 +1,77 @@
+"""Settings shared by every process: environment variables `DENOISED_*`, overridden by CLI flags.
+
+Read once at the front door and handed down; no other module reads the environment. Durations are
+seconds, sizes bytes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+def default_data_dir() -> Path:
+    """Where a single machine keeps its queue and results unless told otherwise."""
+    return Path.home() / ".local" / "share" / "denoised"
+
+
+class Settings(BaseSettings):
+    """Everything a deployment can choose. Defaults suit one machine and one person."""
+
+    model_config = SettingsConfigDict(env_prefix="DENOISED_", frozen=True)
+
+    redis_url: str | None = Field(
+        default=None,
+        pattern=r"^(redis|rediss|unix)://",
+        description="None starts an embedded Redis.",
+    )
+    data_dir: Path = Field(default_factory=default_data_dir)
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    models: Annotated[tuple[str, ...], NoDecode] = Field(
+        default=("sana-demo",),
+        min_length=1,
+        description="Bundled ids or checkpoint folders, comma-separated in the environment.",
+    )
+    workers: int = Field(default=1, ge=1, le=64, description="Worker processes on this machine.")
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_batch_images: int = Field(default=16, ge=1, le=256, description="Images in one step.")
+    preview_seconds: float = Field(default=0.5, gt=0, description="Least time between previews.")
+
+    lease_seconds: float = Field(default=6.0, gt=0)
+    heartbeat_seconds: float = Field(default=1.5, gt=0)
+    reap_seconds: float = Field(default=0.5, gt=0)
+    max_attempts: int = Field(default=3, ge=1, le=100)
+    step_timeout_seconds: float = Field(
+        default=300.0, gt=0, description="A worker without a finished step for this long exits."
+    )
+    drain_seconds: float = Field(default=20.0, ge=0, description="Grace for a job on SIGTERM.")
+
+    max_queued_jobs: int = Field(default=10_000, ge=1, description="More are answered 503.")
+    max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    result_ttl_seconds: int = Field(default=86_400, ge=1)
+    event_ttl_seconds: int = Field(default=600, ge=1, description="Event log, after the end.")
+    idempotency_ttl_seconds: int = Field(default=86_400, ge=1)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_commas(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @property
+    def blob_dir(self) -> Path:
+        """Folder of the file blob store."""
+        return self.data_dir / "blobs"
+
+    @property
+    def redis_dir(self) -> Path:
+        """Folder of the embedded Redis: append-only file, socket and lock."""
+        return self.data_dir / "redis"
