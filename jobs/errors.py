@@ -1,0 +1,100 @@
+"""What can go wrong in the job layer, as types a caller can branch on.
+
+`server` turns each into one problem response; workers and the keeper let `StoreUnavailable` end
+what they were doing once Redis has been away too long.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from redis import exceptions as redis_errors
+
+UNREACHABLE: tuple[type[Exception], ...] = (
+    redis_errors.ConnectionError,
+    redis_errors.TimeoutError,
+    redis_errors.ReadOnlyError,
+    redis_errors.OutOfMemoryError,
+)
+"""Redis errors that say "not now" rather than "you asked for something wrong"."""
+
+
+class JobError(Exception):
+    """Base of everything the job layer raises on purpose."""
+
+
+@dataclass(frozen=True)
+class FieldError:
+    """One refused field: its dotted path (`input.width`) and what it may hold."""
+
+    param: str
+    message: str
+
+
+class InvalidInput(JobError):
+    """A request field is missing, unknown or out of range.
+
+    `param` and `message` describe the first bad field, `errors` all of them.
+    """
+
+    def __init__(self, param: str, message: str, errors: Sequence[FieldError] = ()) -> None:
+        super().__init__(message)
+        self.param = param
+        self.message = message
+        self.errors = tuple(errors) or (FieldError(param, message),)
+
+
+class QueueFull(JobError):
+    """As many jobs wait as are allowed. `retry_after` is in whole seconds, at least 1."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"the queue is full; try again in {retry_after} s")
+        self.retry_after = retry_after
+
+
+class IdempotencyConflict(JobError):
+    """The idempotency key was used before with another request; `job_id` is what it made."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__("this idempotency key was used with a different request")
+        self.job_id = job_id
+
+
+class JobNotFound(JobError):
+    """No such job, or its time to live has ended."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"no job {job_id!r}")
+        self.job_id = job_id
+
+
+class JobActive(JobError):
+    """The job has not ended, so it cannot be deleted; cancel it first."""
+
+    def __init__(self, job_id: str, status: str) -> None:
+        super().__init__(f"job {job_id!r} is {status}; cancel it first")
+        self.job_id = job_id
+        self.status = status
+
+
+class ForeignJob(JobError):
+    """A record in RQ's format that did not come from our submit script; never run."""
+
+
+class StoreUnavailable(JobError):
+    """Redis cannot be reached."""
+
+
+class RedisUnavailable(JobError):
+    """No Redis could be started here; the message is one line fit for a terminal."""
+
+
+@contextmanager
+def store_errors() -> Iterator[None]:
+    """Turns Redis being away into `StoreUnavailable`; errors of our own making pass through."""
+    try:
+        yield
+    except UNREACHABLE as error:
+        raise StoreUnavailable(f"Redis cannot be reached: {error}") from error

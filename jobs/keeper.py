@@ -1,0 +1,147 @@
+"""The keeper: takes jobs back from dead workers, forgets what has expired, sweeps stray blobs.
+
+Any number may run; every decision is a script, so two keepers never do the same thing twice. One
+process per machine runs it in a loop (`denoised keeper`).
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from dataclasses import dataclass
+from typing import cast
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from config.settings import Settings
+from jobs import keys, scripts
+from jobs.blobs import ExecutionBlobs, FileBlobStore, job_prefix
+from jobs.lease import WORKER_LOST_TRACE, count_put_back
+
+log = logging.getLogger(__name__)
+
+BATCH = 100
+"""Most jobs handled in one script call, so that Redis is never held up for long."""
+
+
+@dataclass(frozen=True)
+class KeeperReport:
+    """What one round did. `requeued`, `failed` and `cancelled` are ids of jobs taken back."""
+
+    requeued: tuple[str, ...] = ()
+    failed: tuple[str, ...] = ()
+    cancelled: tuple[str, ...] = ()
+    expired: int = 0
+    orphans: int = 0
+
+
+class Keeper:
+    """Housekeeping over one Redis and one blob store.
+
+    `orphan_grace_seconds`: how long blobs of a fenced-off execution are left alone;
+    `sweep_seconds`: least time between two walks over the blob store.
+    """
+
+    def __init__(
+        self,
+        redis: Redis,
+        settings: Settings,
+        blobs: FileBlobStore,
+        *,
+        orphan_grace_seconds: float = 60.0,
+        sweep_seconds: float = 60.0,
+    ) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._blobs = blobs
+        self._orphan_grace_seconds = orphan_grace_seconds
+        self._sweep_seconds = sweep_seconds
+        self._next_sweep = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Rounds every `settings.reap_seconds` until `stop` is set; rides out a missing Redis."""
+        away = False
+        while not stop.is_set():
+            try:
+                self.run_once()
+                away = False
+            except RedisError as error:
+                if not away:
+                    log.warning("the keeper waits for Redis: %s", error)
+                away = True
+            except OSError as error:
+                log.error("the keeper cannot clean the blob store: %s", error)
+            stop.wait(self._settings.reap_seconds)
+
+    def run_once(self) -> KeeperReport:
+        """One round: reap, expire, and when it is time, sweep."""
+        settled = self._reap()
+        expired = self._expire()
+        orphans = 0
+        if time.monotonic() >= self._next_sweep:
+            orphans = self._sweep()
+            self._next_sweep = time.monotonic() + self._sweep_seconds
+        return KeeperReport(
+            requeued=tuple(settled["requeued"]),
+            failed=tuple(settled["failed"]),
+            cancelled=tuple(settled["canceled"]),
+            expired=expired,
+            orphans=orphans,
+        )
+
+    def _reap(self) -> dict[str, list[str]]:
+        settings = self._settings
+        settled: dict[str, list[str]] = {"requeued": [], "failed": [], "canceled": []}
+        args: list[scripts.Argument] = [
+            settings.lease_seconds,
+            BATCH,
+            WORKER_LOST_TRACE,
+            settings.result_ttl_seconds,
+            settings.event_ttl_seconds,
+        ]
+        for job_id, model, result in scripts.run(self._redis, scripts.REAP, args):
+            settled[result.decode()].append(job_id.decode())
+            count_put_back(model.decode(), "lease_lapsed", result.decode())
+            log.warning("job %s lost its worker: %s", job_id.decode(), result.decode())
+        return settled
+
+    def _expire(self) -> int:
+        """Removes blobs first: a crash in between leaves the id due, not the files forgotten."""
+        now = self._redis_now()
+        rows = self._redis.zrangebyscore(keys.EXPIRY, "-inf", now, start=0, num=BATCH)
+        due = [job_id.decode() for job_id in cast("list[bytes]", rows)]
+        if not due:
+            return 0
+        for job_id in due:
+            self._blobs.delete_prefix(job_prefix(job_id))
+        return int(scripts.run(self._redis, scripts.EXPIRE, due))
+
+    def _sweep(self) -> int:
+        """Removes blobs of executions that can no longer finish."""
+        old = time.time() - self._orphan_grace_seconds
+        candidates = [found for found in self._blobs.executions() if found.modified < old]
+        removed = 0
+        for start in range(0, len(candidates), BATCH):
+            part = candidates[start : start + BATCH]
+            pipeline = self._redis.pipeline(transaction=False)
+            for found in part:
+                pipeline.hmget(keys.job(found.job_id), ["status", "exec", "last_exec"])
+            for found, fields in zip(part, pipeline.execute(), strict=True):
+                if self._is_orphan(found, fields):
+                    self._blobs.delete_prefix(found.prefix)
+                    removed += 1
+        return removed
+
+    def _is_orphan(self, found: ExecutionBlobs, fields: list[bytes | None]) -> bool:
+        status, *executions = fields
+        if status is None:
+            # Redis may have been swapped or emptied: what it does not know is kept for as long as
+            # any result would be.
+            return found.modified < time.time() - self._settings.result_ttl_seconds
+        return found.execution_id.encode() not in executions
+
+    def _redis_now(self) -> float:
+        seconds, microseconds = self._redis.time()
+        return float(seconds) + float(microseconds) / 1e6

@@ -1,0 +1,307 @@
+"""The worker's side of the job layer: claim, report, beat, finish, give back.
+
+The lease's execution id fences every write: a worker that was frozen or cut off and comes back is
+told so and changes nothing. While Redis is away the calls retry with back-off for up to a minute,
+so that a restart of Redis costs neither the result nor the resident model; the scripts tell a
+repeated send from a new one.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import uuid
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from redis import Redis
+from redis.exceptions import AuthenticationError, AuthorizationError
+
+from config.settings import Settings
+from jobs import keys, metrics, scripts, worker_registry
+from jobs.connections import connect
+from jobs.errors import UNREACHABLE, ForeignJob, StoreUnavailable
+from jobs.event_log import preview_fragment, progress_fragment
+from jobs.rq_record import (
+    FROM_RQ,
+    TO_RQ,
+    decode_call,
+    encode_return_value,
+    encode_trace,
+    parse_time,
+    public_outputs,
+    time_from_us,
+)
+from jobs.types import (
+    ClaimedJob,
+    ErrorCode,
+    JobFailure,
+    Outcome,
+    Priority,
+    Progress,
+    Status,
+    Usage,
+    Verdict,
+)
+from jobs.worker_registry import WorkerInfo
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 60.0
+"""How long a call keeps trying while Redis is away."""
+
+DOORBELL_SECONDS = 1.0
+"""Longest wait for the doorbell: jobs that ring no bell (`rq requeue`) start within it."""
+
+ALLOWANCE_SECONDS = {Priority.INTERACTIVE: 0.0, Priority.STANDARD: 30.0, Priority.BATCH: 300.0}
+"""How much later than its submission a job of each class is due. The earliest due is claimed first:
+no job is passed by one submitted later than this many seconds after it, whatever its class."""
+
+WORKER_LOST_TRACE = encode_trace("worker_lost: every allowed attempt lost its worker")
+
+VERDICTS = {0: Verdict.LEASE_LOST, 1: Verdict.CONTINUE, 2: Verdict.CANCEL}
+
+T = TypeVar("T")
+
+
+class LeaseClient:
+    """One worker's connection to the queue: one for its main thread, one for its heartbeat.
+
+    `worker` is the name that records show. All methods but `beat` and `announce` belong to the main
+    thread. Each raises `StoreUnavailable` after Redis has been away for a minute.
+    """
+
+    def __init__(self, redis_url: str, settings: Settings, worker: str) -> None:
+        self._settings = settings
+        self._worker = worker
+        self._main = connect(redis_url)
+        self._heartbeat = connect(redis_url)
+
+    def claim(
+        self,
+        models: Sequence[str],
+        limit: int,
+        priorities: Collection[Priority] = tuple(Priority),
+    ) -> list[ClaimedJob]:
+        """Takes up to `limit` waiting jobs of these models, most urgent first; may return none.
+
+        Only classes in `priorities` are looked at: a worker without a free seat still takes what
+        is more urgent than all it holds.
+
+        Each counts as an attempt and is leased for `settings.lease_seconds`. Jobs that did not come
+        from our submit script are failed here and never returned.
+        """
+        claim_id = uuid.uuid4().hex
+        args: list[scripts.Argument] = [
+            self._worker,
+            claim_id,
+            self._settings.lease_seconds,
+            int(RETRY_SECONDS + self._settings.lease_seconds) + 1,
+            limit,
+        ]
+        for priority, allowance in ALLOWANCE_SECONDS.items():
+            for model in models if priority in priorities else ():
+                args += [keys.queue_name(model, priority), int(allowance * 1e6)]
+        now_us, granted = self._retry(lambda: scripts.run(self._main, scripts.CLAIM, args))
+        claimed = []
+        for fields in granted:
+            job = self._accept(fields, int(now_us))
+            if job is not None:
+                metrics.JOB_QUEUE_SECONDS.labels(job.model).observe(job.queued_seconds)
+                claimed.append(job)
+        return claimed
+
+    def wait_for_work(self, models: Sequence[str], timeout: float) -> None:
+        """Returns when a job may be waiting: at the doorbell, or after `timeout` (at most 1 s)."""
+        wait = min(timeout, DOORBELL_SECONDS)
+        bells = [keys.wake(model) for model in models]
+        if not bells:
+            time.sleep(wait)
+            return
+        self._retry(lambda: self._main.blpop(bells, timeout=wait))
+
+    def report(
+        self, updates: Sequence[Progress], *, retry_seconds: float = RETRY_SECONDS
+    ) -> list[Verdict]:
+        """Tells how far jobs are, in one round trip; extends their leases.
+
+        Returns a verdict for each update, in order. Raises `StoreUnavailable` once Redis has been
+        away for `retry_seconds`; with 0 at once, for a worker that would rather go on computing.
+        """
+        calls: list[list[scripts.Argument]] = [
+            [
+                update.job.id,
+                update.job.execution_id,
+                self._settings.lease_seconds,
+                update.stage.value,
+                update.step,
+                update.total_steps,
+                "" if update.eta_seconds is None else round(update.eta_seconds, 3),
+                progress_fragment(update) if update.event else "",
+                preview_fragment(update) if update.preview is not None else "",
+            ]
+            for update in updates
+        ]
+        return self._verdicts(self._main, calls, retry_seconds)
+
+    def beat(self, jobs: Sequence[ClaimedJob]) -> list[Verdict]:
+        """Extends the leases of jobs from the heartbeat thread; returns a verdict for each."""
+        lease = self._settings.lease_seconds
+        calls: list[list[scripts.Argument]] = [
+            [job.id, job.execution_id, lease, "", "", "", "", "", ""] for job in jobs
+        ]
+        return self._verdicts(self._heartbeat, calls)
+
+    def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
+        """Ends the job. False when the lease was lost: somebody else decides, nothing changed.
+
+        A second call for the same execution returns True and changes nothing. Raises `ValueError`
+        for an outcome that is not terminal, or failed without a failure.
+        """
+        if not outcome.status.is_terminal:
+            raise ValueError(f"a job cannot finish as {outcome.status.value}")
+        if outcome.status is Status.FAILED and outcome.failure is None:
+            raise ValueError("a failed outcome needs a failure")
+        error = outcome.failure.model_dump_json() if outcome.failure else ""
+        outputs = [output.model_dump(mode="json") for output in outcome.outputs]
+        fragment = f',"outputs":{json.dumps(public_outputs(outputs))}'
+        trace = ""
+        if outcome.failure is not None:
+            fragment = f',"error":{error}'
+            trace = encode_trace(f"{outcome.failure.code.value}: {outcome.failure.message}")
+        args: list[scripts.Argument] = [
+            job.id,
+            job.execution_id,
+            TO_RQ[outcome.status],
+            error,
+            json.dumps(outputs) if outputs else "",
+            fragment,
+            encode_return_value(outcome.outputs),
+            trace,
+            *_usage(outcome.usage),
+            self._settings.result_ttl_seconds,
+            self._settings.event_ttl_seconds,
+        ]
+        reply = self._retry(lambda: scripts.run(self._main, scripts.FINISH, args))
+        if reply[0] == 1:
+            self._count_finish(job, reply)
+        return bool(reply[0])
+
+    def requeue(self, job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage) -> bool:
+        """Hands the job back to the front of its queue; False when the lease was lost.
+
+        `cause` shows in the job.requeued event. A drain refunds the attempt; without a refund a job
+        whose attempts are used up fails with worker_lost, and a job whose cancellation was asked
+        for ends as cancelled.
+        """
+        args: list[scripts.Argument] = [
+            job.id,
+            job.execution_id,
+            cause,
+            int(refund_attempt),
+            WORKER_LOST_TRACE,
+            *_usage(usage),
+            self._settings.result_ttl_seconds,
+            self._settings.event_ttl_seconds,
+        ]
+        result = self._retry(lambda: scripts.run(self._main, scripts.REQUEUE, args)).decode()
+        count_put_back(job.model, cause, result)
+        return bool(result)
+
+    def announce(self, info: WorkerInfo) -> None:
+        """Tells the deployment about this worker, from the heartbeat thread."""
+        self._retry(lambda: worker_registry.announce(self._heartbeat, info))
+
+    def retire(self) -> None:
+        """Takes this worker off the list of living ones."""
+        self._retry(lambda: worker_registry.retire(self._main, self._worker))
+
+    def close(self) -> None:
+        """Gives both connections back."""
+        self._main.close()
+        self._heartbeat.close()
+
+    def _accept(self, fields: Sequence[bytes | None], now_us: int) -> ClaimedJob | None:
+        """The claimed job, or None after failing a record that we did not submit."""
+        job_id, execution_id, queue, data, model, priority, deterministic, attempt = (
+            (field or b"") for field in fields[:8]
+        )
+        created_at, enqueued_at = (
+            parse_time(text.decode()) if text else time_from_us(now_us) for text in fields[8:]
+        )
+        job = ClaimedJob(
+            id=job_id.decode(),
+            model=model.decode(),
+            input={},
+            priority=Priority(priority.decode() or Priority.STANDARD),
+            deterministic=deterministic == b"1",
+            attempt=int(attempt),
+            execution_id=execution_id.decode(),
+            queue=queue.decode(),
+            created_at=created_at,
+            queued_seconds=max((time_from_us(now_us) - enqueued_at).total_seconds(), 0.0),
+        )
+        try:
+            if not model:
+                raise ForeignJob("PermissionError: the job was not submitted through denoised")
+            return replace(job, input=decode_call(data).input)
+        except ForeignJob as refusal:
+            log.warning("refused job %s: %s", job.id, refusal)
+            failure = JobFailure(code=ErrorCode.INVALID_INPUT, message=str(refusal))
+            self.finish(job, Outcome(Status.FAILED, failure=failure))
+            return None
+
+    def _verdicts(
+        self,
+        redis: Redis,
+        calls: Sequence[Sequence[scripts.Argument]],
+        retry_seconds: float = RETRY_SECONDS,
+    ) -> list[Verdict]:
+        if not calls:
+            return []
+        return self._retry(
+            lambda: [_verdict(reply) for reply in scripts.run_many(redis, scripts.PROGRESS, calls)],
+            retry_seconds,
+        )
+
+    def _count_finish(self, job: ClaimedJob, reply: Sequence[Any]) -> None:
+        outcome = FROM_RQ[reply[1].decode()]
+        metrics.JOBS_FINISHED.labels(job.model, outcome.value).inc()
+        metrics.JOB_RUN_SECONDS.labels(job.model).observe(float(reply[2]))
+        if reply[3]:
+            metrics.CANCEL_SECONDS.observe(float(reply[3]))
+
+    def _retry(self, operation: Callable[[], T], retry_seconds: float = RETRY_SECONDS) -> T:
+        deadline = time.monotonic() + retry_seconds
+        pause = 0.05
+        while True:
+            try:
+                return operation()
+            except (AuthenticationError, AuthorizationError) as error:
+                raise StoreUnavailable(f"Redis refuses this client: {error}") from error
+            except UNREACHABLE as error:
+                if time.monotonic() + pause > deadline:
+                    raise StoreUnavailable(f"Redis cannot be reached: {error}") from error
+                log.warning("Redis is away, trying again: %s", error)
+                time.sleep(pause)
+                pause = min(pause * 2, 1.0)
+
+
+def count_put_back(model: str, cause: str, result: str) -> None:
+    """Counts what became of a job that left its worker without a result."""
+    if result == "requeued":
+        metrics.JOBS_REQUEUED.labels(cause).inc()
+    elif result in FROM_RQ:
+        metrics.JOBS_FINISHED.labels(model, FROM_RQ[result].value).inc()
+
+
+def _verdict(reply: int | Exception) -> Verdict:
+    if isinstance(reply, Exception):
+        raise reply
+    return VERDICTS[reply]
+
+
+def _usage(usage: Usage) -> tuple[float, int, int]:
+    return usage.gpu_seconds, usage.steps, usage.resumed_steps

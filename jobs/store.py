@@ -1,0 +1,196 @@
+"""The API's side of the job layer: submit, read, list, cancel, delete, depths.
+
+Every change is one script call, every read one round trip.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from redis.asyncio import Redis
+
+from config.settings import Settings
+from jobs import keys, listing, metrics, scripts
+from jobs.errors import (
+    ForeignJob,
+    IdempotencyConflict,
+    JobActive,
+    JobNotFound,
+    QueueFull,
+    store_errors,
+)
+from jobs.rq_record import FROM_RQ, encode_call, fields_to_dict, new_record, record_from_fields
+from jobs.submit_batch import SubmitBatch
+from jobs.types import JobRecord, NewJob, Priority, Status
+
+DEFAULT_RETRY_AFTER = 10
+"""Seconds to wait for room in a full queue while nothing has finished yet."""
+
+MAX_RETRY_AFTER = 600
+
+JobPage = tuple[list[JobRecord], str | None]
+BlobKeys = list[str]
+
+
+@dataclass(frozen=True)
+class QueueDepth:
+    """One queue now. `oldest_seconds` is the age of the job at its head, None when empty."""
+
+    model: str
+    priority: Priority
+    queued: int
+    running: int
+    oldest_seconds: float | None
+
+
+@dataclass(frozen=True)
+class QueueStats:
+    """All queues now."""
+
+    queues: tuple[QueueDepth, ...]
+
+    @property
+    def queued(self) -> int:
+        """Jobs waiting, in all queues."""
+        return sum(queue.queued for queue in self.queues)
+
+    @property
+    def running(self) -> int:
+        """Jobs under a lease, in all queues."""
+        return sum(queue.running for queue in self.queues)
+
+
+class JobStore:
+    """Jobs in Redis, for an asyncio server.
+
+    `redis` answers in bytes (`jobs.connections.connect_async`). Every method raises
+    `StoreUnavailable` when Redis cannot be reached.
+    """
+
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._submits = SubmitBatch(redis)
+
+    async def submit(self, job: NewJob) -> tuple[JobRecord, bool]:
+        """Accepts a job, all or nothing. Returns its record and whether this call created it.
+
+        With an idempotency key used before for the same fingerprint, returns the earlier job.
+        Raises `QueueFull` and `IdempotencyConflict`; nothing is stored then.
+        """
+        limits = self._settings
+        reply = await self._submits.submit(
+            [
+                job.id,
+                job.model,
+                job.priority.value,
+                encode_call(job),
+                json.dumps(job.metadata) if job.metadata else "",
+                f"denoise {job.model}",
+                int(job.deterministic),
+                job.total_steps,
+                limits.max_attempts,
+                limits.max_queued_jobs,
+                keys.idempotency_digest(job.idempotency_key) if job.idempotency_key else "",
+                job.fingerprint,
+                limits.idempotency_ttl_seconds,
+            ]
+        )
+        match reply[0]:
+            case b"created":
+                metrics.JOBS_SUBMITTED.labels(job.model, job.priority.value).inc()
+                return new_record(job, limits.max_attempts, int(reply[1]), reply[2]), True
+            case b"existing":
+                return await self.get(reply[1].decode()), False
+            case b"conflict":
+                raise IdempotencyConflict(reply[1].decode())
+            case _:
+                raise QueueFull(_retry_after(finishes=reply[1], seconds=float(reply[2])))
+
+    async def get(self, job_id: str) -> JobRecord:
+        """The job now, with its place in the queue. Raises `JobNotFound`."""
+        with store_errors():
+            reply = await scripts.run_async(self._redis, scripts.READ, [job_id])
+        return _record(job_id, reply[0], reply[1])
+
+    async def cancel(self, job_id: str) -> JobRecord:
+        """Ends a queued job at once, asks a running one to stop, leaves an ended one as it is."""
+        limits = self._settings
+        with store_errors():
+            settled, fields, position = await scripts.run_async(
+                self._redis,
+                scripts.CANCEL,
+                [job_id, limits.result_ttl_seconds, limits.event_ttl_seconds],
+            )
+        record = _record(job_id, fields, position)
+        if settled:
+            metrics.JOBS_FINISHED.labels(record.model, Status.CANCELLED.value).inc()
+        return record
+
+    async def delete(self, job_id: str) -> BlobKeys:
+        """Removes an ended job; returns the blob keys of its outputs for the caller to remove.
+
+        The keeper sweeps whatever blobs of the job are left. Raises `JobNotFound` and `JobActive`.
+        """
+        with store_errors():
+            reply = await scripts.run_async(self._redis, scripts.DELETE, [job_id])
+        if reply[0] == b"missing":
+            raise JobNotFound(job_id)
+        if reply[0] == b"active":
+            raise JobActive(job_id, FROM_RQ[reply[1].decode()].value)
+        return [output["key"] for output in json.loads(reply[1] or b"[]")]
+
+    async def stats(self) -> QueueStats:
+        """Depth, running jobs and age of every queue, in one round trip."""
+        with store_errors():
+            reply = await scripts.run_async(self._redis, scripts.STATS, [])
+        depths = []
+        for name, queued, running, oldest in sorted(reply):
+            model, priority = keys.split_queue_name(name.decode())
+            age = float(oldest) if oldest else None
+            depths.append(QueueDepth(model, priority, queued, running, age))
+        return QueueStats(tuple(depths))
+
+    async def ping(self) -> None:
+        """Returns when Redis answers, else raises `StoreUnavailable`."""
+        with store_errors():
+            await cast("Any", self._redis.ping())
+
+    async def list(
+        self,
+        *,
+        status: Status | None = None,
+        model: str | None = None,
+        limit: int = 20,
+        cursor: str | None = None,
+    ) -> JobPage:
+        """A page of jobs, newest first, and the cursor of the next page, None at the end.
+
+        Pages stay aligned while jobs arrive. With filters a page may be shorter than `limit` though
+        more follow: the search stops after a bounded number of jobs. Raises `ValueError` for a
+        malformed cursor or a limit below 1.
+        """
+        with store_errors():
+            return await listing.page(
+                self._redis, status=status, model=model, limit=limit, cursor=cursor
+            )
+
+
+def _record(job_id: str, flat: Sequence[bytes], position: int) -> JobRecord:
+    if not flat:
+        raise JobNotFound(job_id)
+    try:
+        return record_from_fields(job_id, fields_to_dict(flat), max(position, 0))
+    except ForeignJob as error:
+        raise JobNotFound(job_id) from error
+
+
+def _retry_after(finishes: int, seconds: float) -> int:
+    """Whole seconds until one more job has probably finished."""
+    if not finishes:
+        return DEFAULT_RETRY_AFTER
+    return min(max(math.ceil(seconds / finishes), 1), MAX_RETRY_AFTER)

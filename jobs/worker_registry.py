@@ -1,0 +1,98 @@
+"""Who is working: each worker announces itself, RQ's tools and the API read the list.
+
+The hash `rq:worker:<name>` carries the fields `rq info` shows and our own description as JSON; it
+lives 30 s past the last announcement, so a dead worker falls off the list by itself.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, Literal, cast
+
+from pydantic import BaseModel, ConfigDict, Field
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from jobs import keys
+from jobs.errors import store_errors
+from jobs.types import Priority
+
+WORKER_TTL_SECONDS = 30
+"""How long a worker that has gone silent stays on the list."""
+
+RQ_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
+class WorkerInfo(BaseModel):
+    """One worker as it describes itself. `last_progress_at` is when it last got a step done."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    pid: int
+    host: str
+    device: str
+    dtype: str
+    models: tuple[str, ...] = Field(default=(), description="Ids resident and served.")
+    model_errors: dict[str, str] = Field(
+        default_factory=dict, description="Why a model is not served, by id."
+    )
+    state: Literal["idle", "busy", "starting", "draining"] = "starting"
+    started_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
+    last_progress_at: datetime | None = None
+    memory_bytes: int = Field(default=0, description="Resident memory of the process.")
+
+
+def announce(redis: Redis, info: WorkerInfo) -> None:
+    """Writes or refreshes the worker; to be called well within every 30 s."""
+    queues = [keys.queue_name(model, priority) for model in info.models for priority in Priority]
+    key = keys.worker(info.name)
+    pipeline = redis.pipeline(transaction=True)
+    pipeline.hset(
+        key,
+        mapping={
+            "birth": info.started_at.strftime(RQ_TIME),
+            "last_heartbeat": datetime.now(UTC).strftime(RQ_TIME),
+            "queues": ",".join(queues),
+            "pid": info.pid,
+            "hostname": info.host,
+            "ip_address": "",
+            "version": "",
+            "python_version": "",
+            "state": info.state,
+            "denoised": info.model_dump_json(),
+        },
+    )
+    pipeline.expire(key, WORKER_TTL_SECONDS)
+    pipeline.sadd(keys.WORKERS, key)
+    for queue in queues:
+        pipeline.sadd(keys.workers_of(queue), key)
+    pipeline.execute()
+
+
+def retire(redis: Redis, name: str) -> None:
+    """Takes the worker off the list."""
+    key = keys.worker(name)
+    queues = redis.hget(key, "queues")
+    pipeline = redis.pipeline(transaction=True)
+    for queue in cast("bytes", queues or b"").decode().split(","):
+        pipeline.srem(keys.workers_of(queue), key)
+    pipeline.srem(keys.WORKERS, key)
+    pipeline.delete(key)
+    pipeline.execute()
+
+
+async def list_workers(redis: AsyncRedis) -> list[WorkerInfo]:
+    """Living workers by name, two round trips. Raises `StoreUnavailable`.
+
+    Workers of other RQ applications on the same Redis are left out.
+    """
+    with store_errors():
+        names = sorted(await cast("Any", redis.smembers(keys.WORKERS)))
+        if not names:
+            return []
+        pipeline = redis.pipeline(transaction=False)
+        for name in names:
+            pipeline.hget(name.decode(), "denoised")
+        descriptions = await pipeline.execute()
+    return [WorkerInfo.model_validate_json(text) for text in descriptions if text]

@@ -1,0 +1,73 @@
+"""The list of workers: who is there, who has gone, and whose workers are not ours."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
+
+from jobs.lease import LeaseClient
+from jobs.worker_registry import WORKER_TTL_SECONDS, WorkerInfo, announce, list_workers, retire
+
+
+def info(**changes: Any) -> WorkerInfo:
+    fields: dict[str, Any] = {
+        "name": "worker-a",
+        "pid": 1,
+        "host": "here",
+        "device": "cpu",
+        "dtype": "float32",
+        "models": ("test-model",),
+        "model_errors": {"broken": "tensor x is missing"},
+        "state": "busy",
+        "last_progress_at": datetime.now(UTC),
+        "memory_bytes": 1 << 30,
+    }
+    return WorkerInfo(**fields | changes)
+
+
+async def test_what_a_worker_says_is_what_is_listed(redis_client: Redis, redis: AsyncRedis) -> None:
+    assert await list_workers(redis) == []
+    both = [info(), info(name="worker-b", state="idle", last_progress_at=None)]
+    for worker in reversed(both):
+        announce(redis_client, worker)
+    assert await list_workers(redis) == both
+    announce(redis_client, newer := both[0].model_copy(update={"state": "draining"}))
+    assert await list_workers(redis) == [newer, both[1]]
+
+
+async def test_a_worker_that_retires_is_gone_at_once(
+    redis_client: Redis, redis: AsyncRedis
+) -> None:
+    announce(redis_client, info())
+    retire(redis_client, "worker-a")
+    retire(redis_client, "worker-a")
+    assert await list_workers(redis) == []
+    assert redis_client.keys("*") == []
+
+
+async def test_a_silent_worker_falls_off_the_list(redis_client: Redis, redis: AsyncRedis) -> None:
+    announce(redis_client, info())
+    assert 0 < redis_client.ttl("rq:worker:worker-a") <= WORKER_TTL_SECONDS
+    redis_client.delete("rq:worker:worker-a")
+    assert await list_workers(redis) == []
+
+
+async def test_workers_of_other_applications_are_left_out(
+    redis_client: Redis, redis: AsyncRedis
+) -> None:
+    redis_client.sadd("rq:workers", "rq:worker:stranger")
+    redis_client.hset("rq:worker:stranger", "state", "idle")
+    announce(redis_client, info())
+    assert [worker.name for worker in await list_workers(redis)] == ["worker-a"]
+
+
+async def test_the_lease_client_announces_over_its_own_connections(
+    redis: AsyncRedis, worker: LeaseClient
+) -> None:
+    worker.announce(info())
+    assert [found.name for found in await list_workers(redis)] == ["worker-a"]
+    worker.retire()
+    assert await list_workers(redis) == []
