@@ -1,0 +1,14 @@
+"""Errors that model code raises and callers tell apart. Messages are one line and name the culprit."""
+
+from __future__ import annotations
+
+
+class CheckpointError(Exception):
+    """A checkpoint cannot be used: a file is missing, damaged or does not fit the architecture.
+
+    The message names the file and, where it is known, the tensor.
+    """
+
+
+class UnsupportedCheckpoint(CheckpointError):
+    """The checkpoint is sound but describes a model that this code does not implement."""

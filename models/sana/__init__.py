@@ -1,0 +1,1 @@
+"""The Sana family: linear diffusion transformer, autoencoder, text encoder, and their pipeline."""

@@ -1,0 +1,1 @@
+"""Reading checkpoints: configuration files and tensors from a folder into modules, strictly."""
