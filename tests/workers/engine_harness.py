@@ -1,0 +1,162 @@
+"""An engine over the fake pipeline, a clock that only steps move, and a sink that remembers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from fake_pipeline import FakePipeline, fake_spec
+
+from jobs.types import ClaimedJob, Outcome, Priority, Progress, Stage, Status, Verdict
+from workers.batch_limits import BatchLimits
+from workers.device import Device
+from workers.engine import Engine
+from workers.results import ResultWriter
+
+CPU = Device("cpu", "float32")
+_numbers = itertools.count()
+
+
+def claimed(
+    prompt: str = "a word",
+    *,
+    priority: Priority = Priority.STANDARD,
+    deterministic: bool = False,
+    model: str = "fake",
+    **fields: Any,
+) -> ClaimedJob:
+    number = next(_numbers)
+    resolved = {
+        "prompt": prompt,
+        "negative_prompt": "",
+        "width": 64,
+        "height": 64,
+        "num_inference_steps": 4,
+        "guidance_scale": 4.5,
+        "num_images": 1,
+        "seed": number,
+        "sampler": "dpm-solver++",
+        "output_format": "png",
+        "output_quality": 90,
+    }
+    return ClaimedJob(
+        id=f"job{number}",
+        model=model,
+        input=resolved | fields,
+        priority=priority,
+        deterministic=deterministic,
+        attempt=1,
+        execution_id=f"execution{number}",
+        queue=f"{model}:{priority}",
+        created_at=datetime.now(UTC),
+        queued_seconds=0.0,
+    )
+
+
+class Clock:
+    """Seconds that pass only when told."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class MemorySink:
+    """Remembers reports and outcomes; `verdicts` answers for a job once it is set."""
+
+    def __init__(self) -> None:
+        self.calls: list[list[Progress]] = []
+        self.outcomes: dict[str, Outcome] = {}
+        self.order: list[str] = []
+        self.verdicts: dict[str, Verdict] = {}
+
+    def report(self, updates: Sequence[Progress]) -> list[Verdict]:
+        self.calls.append(list(updates))
+        return [self.verdicts.get(update.job.id, Verdict.CONTINUE) for update in updates]
+
+    def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
+        assert job.id not in self.outcomes, "a job was settled twice"
+        self.outcomes[job.id] = outcome
+        self.order.append(job.id)
+        return True
+
+    def of(self, job: ClaimedJob) -> list[Progress]:
+        return [update for call in self.calls for update in call if update.job.id == job.id]
+
+    def status(self, job: ClaimedJob) -> Status | None:
+        outcome = self.outcomes.get(job.id)
+        return None if outcome is None else outcome.status
+
+    def stages(self, job: ClaimedJob) -> list[Stage]:
+        return [stage for stage, _ in itertools.groupby(u.stage for u in self.of(job))]
+
+
+class MemoryBlobs(dict[str, bytes]):
+    """Files in memory."""
+
+    def put(self, key: str, data: bytes) -> None:
+        assert key not in self
+        self[key] = data
+
+
+class PlainRecipes:
+    """Recipes without anything of the machine."""
+
+    def of(self, job: ClaimedJob, index: int) -> dict[str, Any]:
+        own = {**job.input, "seed": job.input["seed"] + index, "num_images": 1}
+        return {"denoised": "test", "input": own}
+
+
+class Bench:
+    """Engine, pipeline, sink, blobs and clock of one test."""
+
+    def __init__(
+        self,
+        *,
+        seconds: Callable[[int], float] = lambda images: 0.1,
+        max_batch_images: int = 16,
+        models: Sequence[str] = ("fake",),
+        preview_seconds: float = 1e9,
+        blobs: MemoryBlobs | None = None,
+    ) -> None:
+        self.clock = Clock()
+        self.sink = MemorySink()
+        self.blobs = MemoryBlobs() if blobs is None else blobs
+        self.pipelines: Mapping[str, FakePipeline] = {
+            model: FakePipeline(fake_spec(model), seconds=seconds, wait=self.clock.wait)
+            for model in models
+        }
+        self.pipeline = self.pipelines[models[0]]
+        recipes = {model: PlainRecipes() for model in models}
+        self.engine = Engine(
+            self.pipelines,
+            self.sink,
+            ResultWriter(self.blobs, recipes),
+            CPU,
+            BatchLimits(max_batch_images),
+            capacity=2 * max_batch_images,
+            preview_seconds=preview_seconds,
+            clock=self.clock,
+        )
+
+    def run(self, *jobs: ClaimedJob, turns: int = 10_000) -> None:
+        """Admit `jobs` and turn until nothing is left."""
+        for job in jobs:
+            self.engine.admit(job)
+        while not self.engine.is_idle:
+            assert turns > 0, "the engine never came to rest"
+            turns -= 1
+            self.engine.turn()
+
+    def warm(self, size: int) -> None:
+        """Let the limit for 64 x 64 images settle at `size` or above, by a saturating load."""
+        for _ in range(20):
+            self.run(*(claimed(num_inference_steps=8) for _ in range(size)))
+        self.pipeline.batches.clear()

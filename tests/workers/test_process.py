@@ -1,0 +1,253 @@
+"""Worker processes as they live and die: killed, frozen, hung, drained, cut off from Redis."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from process_harness import Station, station
+
+from config.settings import Settings
+from jobs.blobs import FileBlobStore
+from jobs.embedded_redis import EmbeddedRedis
+from jobs.types import ErrorCode, Priority, Status
+from workers.outputs import read_recipe
+from workers.process import EXIT_BROKEN, EXIT_NO_MODEL
+
+LONG = 100_000
+
+
+@pytest.fixture
+async def here(settings: Settings) -> AsyncIterator[Station]:
+    async with station(settings) as running:
+        yield running
+
+
+def terminal_events(events: list[dict[str, Any]]) -> list[str]:
+    ends = ("job.succeeded", "job.failed", "job.cancelled")
+    return [event["type"] for event in events if event["type"] in ends]
+
+
+async def test_a_job_runs_through_a_real_queue_and_leaves_its_picture_with_the_recipe(
+    here: Station,
+) -> None:
+    here.start()
+    job = await here.submit(num_images=2, seed=5)
+    record = await here.ended(job)
+    assert record.status is Status.SUCCEEDED
+    assert record.usage.steps == 4
+    assert record.usage.gpu_seconds > 0
+    blobs = FileBlobStore(here.settings.blob_dir)
+    recipes = [read_recipe(blobs.path(output.key)) for output in record.outputs]
+    assert [recipe["input"]["seed"] for recipe in recipes] == [5, 6]
+    again = await here.submit(deterministic=True, **recipes[1]["input"])
+    (output,) = (await here.ended(again)).outputs
+    assert output.seed == 6
+    types = [event["type"] for event in await here.events(job)]
+    assert types[:2] == ["job.queued", "job.started"]
+    assert types[-1] == "job.succeeded"
+    assert "job.progress" in types
+
+
+async def test_thirty_two_jobs_at_once_run_in_batches(here: Station) -> None:
+    jobs = [await here.submit() for _ in range(32)]
+    here.start(step_seconds=0.01)
+    records = [await here.ended(job) for job in jobs]
+    assert {record.status for record in records} == {Status.SUCCEEDED}
+    # Sharing a step costs each member less of it than the whole step took.
+    assert min(record.usage.gpu_seconds for record in records) < 4 * 0.01
+
+
+async def test_a_killed_workers_job_succeeds_elsewhere_as_attempt_two(here: Station) -> None:
+    first = here.start(step_seconds=0.05)
+    job = await here.submit(num_inference_steps=40)
+    await here.stepping(job)
+    first.send(signal.SIGKILL)
+    here.start(step_seconds=0.001)
+    record = await here.ended(job)
+    assert (record.status, record.attempt) == (Status.SUCCEEDED, 2)
+    events = await here.events(job)
+    assert [e["cause"] for e in events if e["type"] == "job.requeued"] == ["lease_lapsed"]
+    assert terminal_events(events) == ["job.succeeded"]
+
+
+async def test_a_job_that_kills_its_worker_ends_as_worker_lost(here: Station) -> None:
+    here.settings = here.settings.model_copy(update={"max_attempts": 2, "lease_seconds": 0.5})
+    here.store._settings = here.settings
+    job = await here.submit("die", num_inference_steps=10)
+    for _ in range(2):
+        worker = here.start(heartbeat_seconds=0.1, lease_seconds=0.5)
+        assert await worker.exit_status() == -signal.SIGKILL
+    record = await here.ended(job)
+    assert record.status is Status.FAILED
+    assert record.error is not None
+    assert record.error.code is ErrorCode.WORKER_LOST
+
+
+async def test_a_frozen_worker_that_returns_changes_nothing_and_works_on(here: Station) -> None:
+    zombie = here.start(step_seconds=0.05)
+    job = await here.submit(num_inference_steps=60)
+    await here.stepping(job)
+    zombie.send(signal.SIGSTOP)
+    here.start(step_seconds=0.001)
+    record = await here.ended(job)
+    assert (record.status, record.attempt) == (Status.SUCCEEDED, 2)
+    zombie.send(signal.SIGCONT)
+    await here.workers(lambda workers: len(workers) == 2)
+    await here.workers(lambda workers: all(w.state == "idle" for w in workers))
+    assert await here.store.get(job) == record
+    assert terminal_events(await here.events(job)) == ["job.succeeded"]
+    zombie.send(signal.SIGTERM)
+    assert await zombie.exit_status() == 0
+
+
+async def test_sigterm_finishes_what_runs_and_leaves_the_rest_queued(here: Station) -> None:
+    worker = here.start(max_batch_images=1, step_seconds=0.03)
+    running = await here.submit(num_inference_steps=30)
+    await here.stepping(running)
+    waiting = await here.submit()
+    worker.send(signal.SIGTERM)
+    assert await worker.exit_status() == 0
+    assert (await here.store.get(running)).status is Status.SUCCEEDED
+    assert (await here.store.get(waiting)).status is Status.QUEUED
+    assert await here.workers(lambda workers: True) == []
+
+
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_a_job_that_outlasts_the_drain_goes_back_with_its_attempt(
+    here: Station, signals: int
+) -> None:
+    worker = here.start(drain_seconds=0.2 if signals == 1 else 300.0)
+    job = await here.submit(num_inference_steps=LONG)
+    await here.stepping(job)
+    worker.send(signal.SIGTERM)
+    if signals == 2:
+        await here.workers(lambda workers: any(w.state == "draining" for w in workers))
+        worker.send(signal.SIGTERM)
+    assert await worker.exit_status() == 0
+    record = await here.store.get(job)
+    assert (record.status, record.attempt) == (Status.QUEUED, 0)
+    assert record.usage.steps >= 2
+    await here.store.cancel(job)
+    events = await here.events(job)
+    assert [e["cause"] for e in events if e["type"] == "job.requeued"] == ["drained"]
+
+
+async def test_a_hung_step_ends_the_process_and_frees_the_job(here: Station) -> None:
+    worker = here.start(step_timeout_seconds=0.5, heartbeat_seconds=0.1)
+    job = await here.submit("hang", num_inference_steps=10)
+    assert await worker.exit_status() == EXIT_BROKEN
+    record = await here.store.get(job)
+    assert (record.status, record.attempt) == (Status.QUEUED, 1)
+    await here.store.cancel(job)
+    events = await here.events(job)
+    assert [e["cause"] for e in events if e["type"] == "job.requeued"] == ["worker_hung"]
+
+
+async def test_a_lost_device_ends_the_process_and_frees_all_jobs(here: Station) -> None:
+    worker = here.start()
+    other = await here.submit(num_inference_steps=LONG, width=128)
+    await here.stepping(other)
+    bad = await here.submit("lost", priority=Priority.INTERACTIVE)
+    assert await worker.exit_status() == EXIT_BROKEN
+    for job in (bad, other):
+        assert (await here.store.get(job)).status is Status.QUEUED
+
+
+async def test_a_damaged_model_is_named_and_the_others_are_served(here: Station) -> None:
+    here.start("damaged", "fake")
+    job = await here.submit()
+    assert (await here.ended(job)).status is Status.SUCCEEDED
+    (worker,) = await here.workers(lambda workers: any(w.state == "idle" for w in workers))
+    assert worker.models == ("fake",)
+    assert worker.model_errors == {
+        "damaged": "vae/model.safetensors: tensor decoder.weight is cut off"
+    }
+    assert worker.last_progress_at is not None
+    assert worker.memory_bytes > 10_000_000
+
+
+async def test_a_worker_without_any_model_says_why_before_it_ends(here: Station) -> None:
+    worker = here.start("damaged")
+    assert await worker.exit_status() == EXIT_NO_MODEL
+    (info,) = await here.workers(lambda workers: bool(workers))
+    assert info.models == ()
+    assert "decoder.weight" in info.model_errors["damaged"]
+
+
+async def test_an_interactive_job_passes_a_full_engine(here: Station) -> None:
+    here.start(max_batch_images=1)
+    long = await here.submit(priority=Priority.BATCH, num_inference_steps=LONG)
+    await here.stepping(long)
+    urgent = await here.submit(priority=Priority.INTERACTIVE)
+    assert (await here.ended(urgent)).status is Status.SUCCEEDED
+    assert (await here.store.get(long)).status is Status.RUNNING
+
+
+async def test_a_cancel_ends_the_running_job_and_no_other(here: Station) -> None:
+    here.start()
+    jobs = [await here.submit(num_inference_steps=LONG) for _ in range(2)]
+    for job in jobs:
+        await here.stepping(job)
+    await here.store.cancel(jobs[0])
+    assert (await here.ended(jobs[0])).status is Status.CANCELLED
+    step = (await here.store.get(jobs[1])).step
+    await here.stepping(jobs[1], step + 2)
+
+
+async def test_a_restart_of_redis_costs_neither_the_job_nor_the_attempt(tmp_path: Path) -> None:
+    folder = tmp_path / "redis"
+    server = EmbeddedRedis.start(folder)
+    settings = Settings(
+        redis_url=server.url,
+        data_dir=tmp_path,
+        lease_seconds=1.0,
+        heartbeat_seconds=0.2,
+        reap_seconds=0.1,
+    )
+    async with station(settings) as here:
+        try:
+            here.start(step_seconds=0.02)
+            job = await here.submit(num_inference_steps=100)
+            await here.stepping(job, 5)
+            os.kill(server.pid, signal.SIGKILL)
+            server.stop()
+            await asyncio.sleep(1.0)
+            server = EmbeddedRedis.start(folder)
+            record = await here.ended(job)
+            assert (record.status, record.attempt) == (Status.SUCCEEDED, 1)
+            steps = [
+                event["progress"]["step"]
+                for event in await here.events(job)
+                if event["type"] == "job.progress"
+            ]
+            # It went on computing: the second away shows as steps that nobody was told of.
+            jumps = [b - a for a, b in itertools.pairwise([*steps, 100])]
+            assert max(jumps) >= 10
+            assert record.usage.steps == 100
+        finally:
+            server.stop()
+
+
+async def test_everything_ends_once_whatever_is_killed_in_between(here: Station) -> None:
+    jobs = [await here.submit(num_inference_steps=10) for _ in range(12)]
+    for _ in range(3):
+        worker = here.start(step_seconds=0.02)
+        pid = worker.pid
+        await here.workers(lambda workers, pid=pid: any(w.pid == pid for w in workers))  # type: ignore[misc]
+        await asyncio.sleep(0.5)
+        worker.send(signal.SIGKILL)
+    here.start(step_seconds=0.001)
+    for job in jobs:
+        record = await here.ended(job)
+        assert record.attempt <= record.max_attempts
+        assert record.status in (Status.SUCCEEDED, Status.FAILED)
+        ends = Counter(terminal_events(await here.events(job)))
+        assert sum(ends.values()) == 1

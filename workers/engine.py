@@ -1,0 +1,314 @@
+"""The step engine: resident models and the jobs in memory, advanced one batch at a time.
+
+A job comes in by `admit` (its prompts are encoded at once); every `turn` then takes one denoise
+step of the batch that the scheduler picks, reports it in one round trip, and decodes, encodes and
+stores at most one finished job, so that no queue of newcomers or of results holds up the steps. It
+knows no Redis: reports and outcomes go to a `Sink`, pictures to a `ResultWriter`.
+
+A failure stays with the job that caused it. If a batch raises, its members are tried one by one and
+only those that fail alone are failed; running out of memory also shrinks the batches to come.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Protocol, TypeVar
+
+import structlog
+
+from jobs.types import ClaimedJob, Outcome, Progress, Stage, Status, Usage, Verdict
+from models.pipeline import Generation, ImageRequest, Pipeline
+from workers import metrics
+from workers.batch_limits import BatchLimits
+from workers.device import Device, is_out_of_memory
+from workers.failures import attempt, cancelled, failure_of
+from workers.member import RANKS, Member, request_of
+from workers.outputs import preview_jpeg
+from workers.results import ResultWriter
+from workers.scheduler import by_urgency, open_ranks, schedule
+
+log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+
+class Sink(Protocol):
+    """Where reports and outcomes go; `jobs.lease.LeaseClient` is one."""
+
+    def report(self, updates: Sequence[Progress]) -> list[Verdict]:
+        """Pass on progress; returns one verdict per update, in order."""
+
+    def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
+        """Settle a job. False when it is no longer this worker's."""
+
+
+class Engine:
+    """Everything resident on one device. All methods but `held` and `post` run on one thread.
+
+    `capacity` bounds the images in memory (a job of several images may exceed it by those);
+    `preview_seconds` is the least time between two previews of a job; `clock` counts seconds.
+    """
+
+    def __init__(
+        self,
+        pipelines: Mapping[str, Pipeline],
+        sink: Sink,
+        results: ResultWriter,
+        device: Device,
+        limits: BatchLimits,
+        *,
+        capacity: int,
+        preview_seconds: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._pipelines = pipelines
+        self._sink = sink
+        self._results = results
+        self._device = device
+        self._limits = limits
+        self._capacity = capacity
+        self._preview_seconds = preview_seconds
+        self._clock = clock
+        self._members: dict[str, Member] = {}
+        self._held: tuple[ClaimedJob, ...] = ()
+        self._posted: SimpleQueue[tuple[str, Verdict]] = SimpleQueue()
+        self._arrivals = 0
+        self._seconds_per_finished_pixel: dict[str, float] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """True when no job is held."""
+        return not self._members
+
+    def held(self) -> tuple[ClaimedJob, ...]:
+        """The jobs under lease here, a snapshot for any thread."""
+        return self._held
+
+    def post(self, job: ClaimedJob, verdict: Verdict) -> None:
+        """Deliver a verdict from another thread; obeyed at the next step boundary."""
+        self._posted.put((job.execution_id, verdict))
+
+    def open_ranks(self) -> int:
+        """Classes that may be claimed now: those whose rank is below the returned number."""
+        finished = sum(m.num_images for m in self._members.values() if not m.is_stepping)
+        return open_ranks(
+            [m.resident() for m in self._stepping()],
+            self._limits,
+            capacity=self._capacity - finished,
+            num_ranks=len(RANKS),
+        )
+
+    def admit(self, job: ClaimedJob) -> None:
+        """Take in a claimed job of a resident model and encode its prompts."""
+        self._arrivals += 1
+        request = attempt(partial(request_of, job))
+        if isinstance(request, Exception):
+            failure = failure_of(request, Stage.ENCODING, job)
+            self._sink.finish(job, Outcome(Status.FAILED, failure=failure))
+            return
+        member = Member(job, request, self._arrivals)
+        self._members[job.execution_id] = member
+        self._note_held()
+        if not self._report([member], Stage.ENCODING):
+            return
+        generation = self._run(member, partial(self._prepare, job.model, request))
+        if generation is not None:
+            member.generation = generation
+            # Told before the first step, which may be long; also the next chance to cancel.
+            self._report([member], Stage.DENOISING)
+
+    def turn(self) -> None:
+        """One step of one batch, then at most one finished job out. Does nothing when idle.
+
+        Raises DeviceLost when only a new process can go on.
+        """
+        self._obey_posted()
+        stepping = self._stepping()
+        batch = schedule([m.resident() for m in stepping], self._limits)
+        if batch:
+            members = [self._members[r.id] for r in batch]
+            for member in stepping:
+                member.waited = 0 if member in members else member.waited + 1
+            self._step(members)
+        finished = [m for m in self._members.values() if m.is_finished]
+        if finished:
+            chosen = self._members[by_urgency(m.resident() for m in finished)[0].id]
+            for member in finished:
+                member.waited += 1
+            self._complete(chosen)
+
+    def evict(self) -> list[tuple[ClaimedJob, Usage]]:
+        """Drop everything; returns the jobs, oldest first, with what they have cost."""
+        dropped = [(m.job, m.usage()) for m in self._members.values()]
+        self._members.clear()
+        self._note_held()
+        return dropped
+
+    def _stepping(self) -> list[Member]:
+        return [m for m in self._members.values() if m.is_stepping]
+
+    def _step(self, members: list[Member]) -> None:
+        pipeline = self._pipelines[members[0].job.model]
+        key = members[0].resident().batch_key
+        images = sum(m.num_images for m in members)
+        started = self._clock()
+        error = attempt(partial(self._advance, pipeline, members))
+        ended = self._clock()
+        if isinstance(error, Exception):
+            members = self._step_apart(pipeline, members, error)
+        else:
+            self._limits.observe(key, images, ended - started)
+            metrics.STEP_SECONDS.labels(members[0].job.model).observe(ended - started)
+            metrics.BATCH_SIZE.labels(members[0].job.model).observe(images)
+            for member in members:
+                member.count_step(started, ended, images=images)
+        if members:
+            self._report(members, Stage.DENOISING)
+
+    def _prepare(self, model: str, request: ImageRequest) -> Generation:
+        generation = self._pipelines[model].prepare(request)
+        self._device.synchronize()
+        return generation
+
+    def _advance(self, pipeline: Pipeline, members: Sequence[Member]) -> None:
+        pipeline.step([m.generation for m in members if m.generation is not None])
+        self._device.synchronize()
+
+    def _step_apart(
+        self, pipeline: Pipeline, members: list[Member], error: Exception
+    ) -> list[Member]:
+        """After a batch raised `error`: step every member alone; returns those that could."""
+        images = sum(m.num_images for m in members)
+        if is_out_of_memory(error):
+            self._device.release_memory()
+            self._limits.shrink(members[0].resident().batch_key, images)
+        elif len(members) == 1:
+            self._fail(members[0], Stage.DENOISING, error)
+            return []
+        log.warning("batch failed, trying its members one by one", images=images, error=str(error))
+        stepped = []
+        for member in members:
+            started = self._clock()
+            own_error = attempt(partial(self._advance, pipeline, [member]))
+            if isinstance(own_error, Exception):
+                self._fail(member, Stage.DENOISING, own_error)
+                self._device.release_memory()
+            else:
+                member.count_step(started, self._clock(), images=member.num_images)
+                stepped.append(member)
+        return stepped
+
+    def _complete(self, member: Member) -> None:
+        """Latents to stored files to a succeeded job."""
+        if not self._report([member], Stage.DECODING):
+            return
+        started = self._clock()
+        model, generation = member.job.model, member.generation
+        metrics.STAGE_SECONDS.labels(model, Stage.DENOISING).observe(member.denoise_seconds)
+        assert generation is not None
+        if not bool(generation.latents.isfinite().all()):
+            self._fail(member, Stage.DENOISING, ArithmeticError("the latents are not finite"))
+            return
+        images = self._run(member, lambda: self._pipelines[model].decode(generation))
+        if images is None or not self._report([member], Stage.STORING):
+            return
+        outputs = self._run(member, lambda: self._results.write(member.job, images))
+        if outputs is None:
+            return
+        pixels = sum(image.width * image.height for image in images)
+        newest = (self._clock() - started) / pixels
+        known = self._seconds_per_finished_pixel.get(model, newest)
+        self._seconds_per_finished_pixel[model] = (known + newest) / 2
+        self._settle(member, Outcome(Status.SUCCEEDED, outputs, usage=member.usage()))
+
+    def _run(self, member: Member, work: Callable[[], T]) -> T | None:
+        """The result of one stage of one job; None after it failed and the job with it.
+
+        Out of memory, it is tried once more with all caches emptied.
+        """
+        started = self._clock()
+        result = attempt(work)
+        if isinstance(result, Exception) and is_out_of_memory(result):
+            self._device.release_memory()
+            result = attempt(work)
+        if isinstance(result, Exception):
+            self._fail(member, member.stage, result)
+            return None
+        seconds = self._clock() - started
+        metrics.STAGE_SECONDS.labels(member.job.model, member.stage).observe(seconds)
+        if member.stage is not Stage.STORING:
+            member.device_seconds += seconds
+        return result
+
+    def _report(self, members: Sequence[Member], stage: Stage) -> bool:
+        """One round trip for all of `members`; True if any may go on."""
+        now = self._clock()
+        verdicts = self._sink.report(
+            [
+                m.progress(
+                    stage, now, preview=self._preview(m, now), seconds_after=self._seconds_after(m)
+                )
+                for m in members
+            ]
+        )
+        for member, verdict in zip(members, verdicts, strict=True):
+            self._obey(member, verdict)
+        return any(m.job.execution_id in self._members for m in members)
+
+    def _preview(self, member: Member, now: float) -> bytes | None:
+        if member.last_preview_at is None:
+            member.last_preview_at = now
+        generation = member.generation
+        is_due = now - member.last_preview_at >= self._preview_seconds
+        if generation is None or generation.is_done or not is_due:
+            return None
+        member.last_preview_at = now
+        pipeline = self._pipelines[member.job.model]
+        images = attempt(lambda: pipeline.preview(generation))
+        if isinstance(images, Exception):
+            log.warning("preview failed", job=member.job.id, error=str(images))
+            return None
+        return preview_jpeg(images) if images else None
+
+    def _seconds_after(self, member: Member) -> float:
+        """Expected seconds from the last step to the stored files; 0 until measured."""
+        pixels = member.num_images * member.request.width * member.request.height
+        return pixels * self._seconds_per_finished_pixel.get(member.job.model, 0.0)
+
+    def _obey_posted(self) -> None:
+        while True:
+            try:
+                execution_id, verdict = self._posted.get_nowait()
+            except Empty:
+                return
+            if execution_id in self._members:
+                self._obey(self._members[execution_id], verdict)
+
+    def _obey(self, member: Member, verdict: Verdict) -> None:
+        if verdict is Verdict.CANCEL:
+            self._settle(member, cancelled(member.usage()))
+        elif verdict is Verdict.LEASE_LOST:
+            log.warning("lease lost, dropping the job", job=member.job.id)
+            self._drop(member)
+
+    def _fail(self, member: Member, stage: Stage, error: Exception) -> None:
+        log.error("job failed", job=member.job.id, stage=stage, exc_info=error)
+        outcome = Outcome(
+            Status.FAILED, failure=failure_of(error, stage, member.job), usage=member.usage()
+        )
+        self._settle(member, outcome)
+
+    def _settle(self, member: Member, outcome: Outcome) -> None:
+        if not self._sink.finish(member.job, outcome):
+            log.warning("fenced off, the job went on elsewhere", job=member.job.id)
+        self._drop(member)
+
+    def _drop(self, member: Member) -> None:
+        self._members.pop(member.job.execution_id, None)
+        self._note_held()
+
+    def _note_held(self) -> None:
+        self._held = tuple(m.job for m in self._members.values())

@@ -1,0 +1,131 @@
+"""One job inside the engine, from claim to finish: its generation, its clock, what it has used.
+
+The engine moves members through encoding, denoising, decoding and storing; a member knows how to
+describe itself to the scheduler (`resident`) and to the job layer (`progress`, `usage`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from jobs.types import ClaimedJob, Priority, Progress, Stage, Usage
+from models.pipeline import Generation, ImageRequest
+from workers.scheduler import Resident
+
+RANKS = {priority: rank for rank, priority in enumerate(Priority)}
+"""Scheduling rank of each class, 0 the most urgent."""
+
+LEAST_SECONDS_BETWEEN_EVENTS = 0.05
+"""A few-step model must not flood watchers: at most 20 progress events a second and job."""
+
+_NEWEST = 0.3  # weight of the newest interval in the moving average
+
+_REQUEST_FIELDS = tuple(field.name for field in fields(ImageRequest))
+
+
+def request_of(job: ClaimedJob) -> ImageRequest:
+    """The job's input as the pipeline wants it. Raises KeyError naming a field it lacks."""
+    return ImageRequest(**{name: job.input[name] for name in _REQUEST_FIELDS})
+
+
+@dataclass(eq=False)
+class Member:
+    """A claimed job and everything the engine keeps for it. Times are seconds of its clock."""
+
+    job: ClaimedJob
+    request: ImageRequest
+    arrival: int
+    generation: Generation | None = None
+    stage: Stage = Stage.ENCODING
+    waited: int = 0
+    device_seconds: float = 0.0
+    denoise_seconds: float = 0.0
+    steps_taken: int = 0
+    step_interval: float | None = None
+    last_step_at: float | None = None
+    last_event_at: float | None = None
+    last_preview_at: float | None = None
+
+    @property
+    def num_images(self) -> int:
+        """Pictures this job asks for."""
+        return self.request.num_images
+
+    @property
+    def total_steps(self) -> int:
+        """Denoise steps the job takes in all."""
+        if self.generation is not None:
+            return self.generation.num_steps
+        return self.request.num_inference_steps
+
+    @property
+    def is_stepping(self) -> bool:
+        """True between encoding and the last step."""
+        return self.generation is not None and not self.generation.is_done
+
+    @property
+    def is_finished(self) -> bool:
+        """True when only decoding and storing are left."""
+        return self.generation is not None and self.generation.is_done
+
+    def resident(self) -> Resident:
+        """The scheduler's view. Only for members with a generation."""
+        assert self.generation is not None
+        return Resident(
+            id=self.job.execution_id,
+            batch_key=(self.job.model, self.generation.batch_key),
+            rank=RANKS[self.job.priority],
+            arrival=self.arrival,
+            num_images=self.num_images,
+            exclusive=self.job.deterministic,
+            waited=self.waited,
+        )
+
+    def count_step(self, started: float, ended: float, *, images: int) -> None:
+        """Book one step taken together with others, `images` in all."""
+        seconds = ended - started
+        self.steps_taken += 1
+        self.denoise_seconds += seconds
+        self.device_seconds += seconds * self.num_images / images
+        interval = ended - (started if self.last_step_at is None else self.last_step_at)
+        if self.step_interval is None:
+            self.step_interval = interval
+        else:
+            self.step_interval += _NEWEST * (interval - self.step_interval)
+        self.last_step_at = ended
+
+    def progress(
+        self, stage: Stage, now: float, *, preview: bytes | None, seconds_after: float
+    ) -> Progress:
+        """The report of this moment; it asks for an event only when one is due.
+
+        The ETA is the measured interval between own steps times the steps left, plus
+        `seconds_after` for what follows the last one; absent before the first step.
+        """
+        step = 0 if self.generation is None else self.generation.step_index
+        eta = None
+        if self.step_interval is not None:
+            eta = (self.total_steps - step) * self.step_interval + seconds_after
+        is_due = (
+            stage is not self.stage
+            or preview is not None
+            or step == self.total_steps
+            or self.last_event_at is None
+            or now - self.last_event_at >= LEAST_SECONDS_BETWEEN_EVENTS
+        )
+        self.stage = stage
+        if is_due:
+            self.last_event_at = now
+        return Progress(
+            job=self.job,
+            stage=stage,
+            step=step,
+            total_steps=self.total_steps,
+            eta_seconds=eta,
+            preview=preview,
+            event=is_due,
+        )
+
+    def usage(self) -> Usage:
+        """What this attempt has cost so far."""
+        return Usage(gpu_seconds=round(self.device_seconds, 6), steps=self.steps_taken)

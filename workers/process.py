@@ -1,0 +1,275 @@
+"""A worker process: load the models, claim jobs, turn the engine, until told to stop.
+
+The main thread owns the device and loops claim, admit, turn. A heartbeat thread keeps the leases.
+Signal handlers only count: the first SIGTERM or SIGINT drains (claim no more, finish what runs
+within `drain_seconds`, hand back the rest with its attempt refunded), the second hands back at
+once. Whatever else ends the process, leases lapse and the jobs go on elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Literal
+
+import structlog
+
+from config.model_spec import ModelSpec
+from config.settings import Settings
+from jobs.blobs import FileBlobStore
+from jobs.errors import StoreUnavailable
+from jobs.lease import LeaseClient
+from jobs.types import ClaimedJob, Priority, Usage, Verdict
+from jobs.worker_registry import WorkerInfo
+from models import loading
+from models.pipeline import Pipeline
+from workers import metrics
+from workers.batch_limits import BatchLimits
+from workers.device import Device, DeviceLost
+from workers.engine import Engine
+from workers.heartbeat import Heartbeat, Pulse
+from workers.residency import Residents
+from workers.results import ResultWriter
+from workers.steady_sink import SteadySink
+
+log = structlog.get_logger(__name__)
+
+EXIT_BROKEN = 70
+"""The process could not go on (hang, lost device, bug); its jobs are back on the queue."""
+
+EXIT_NO_MODEL = 78
+"""None of the models could be loaded; the reasons are in the log and in the registry."""
+
+CLAIM_PAUSE_SECONDS = 0.01
+"""After a claim that found nothing, a busy worker looks again no sooner than this."""
+
+LAST_WORDS_SECONDS = 3.0
+"""A hung worker gives back its jobs within this time or leaves them to the keeper."""
+
+
+def run_worker(
+    settings: Settings,
+    specs: Sequence[ModelSpec],
+    *,
+    load: Callable[..., Pipeline] = loading.load,
+) -> int:
+    """Serve `specs` until SIGTERM or SIGINT; returns the exit status.
+
+    `settings.redis_url` must be set; `load` makes a resident pipeline of a spec. Status 0 after a
+    drain, EXIT_NO_MODEL when no model could be loaded, EXIT_BROKEN when only a new process can go
+    on. A hang ends the process from the heartbeat thread with EXIT_BROKEN.
+    """
+    if settings.redis_url is None:
+        raise ValueError("redis_url: a worker needs a Redis")
+    try:
+        device = Device.resolve(settings)
+    except ValueError as error:
+        log.error("worker cannot start", reason=str(error))
+        return EXIT_NO_MODEL
+    return Worker(settings, settings.redis_url, device).run(specs, load)
+
+
+class StopSignals:
+    """Counts SIGTERM and SIGINT; what that means is decided at the next step boundary."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, self._note)
+
+    def _note(self, _signum: int, _frame: FrameType | None) -> None:
+        self.count += 1
+
+
+class Worker:
+    """One process's models, engine, leases and heartbeat."""
+
+    def __init__(self, settings: Settings, redis_url: str, device: Device) -> None:
+        host = socket.gethostname()
+        self.name = f"{host}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
+        self._settings = settings
+        self._redis_url = redis_url
+        self._device = device
+        self._signals = StopSignals()
+        self._pulse = Pulse()
+        self._lease = LeaseClient(redis_url, settings, self.name)
+        self._sink = SteadySink(self._lease, self._pulse)
+        self._residents = Residents()
+        self._engine: Engine | None = None
+        self._state: Literal["starting", "serving", "draining"] = "starting"
+        self._next_claim = 0.0
+        self._info = WorkerInfo(
+            name=self.name,
+            pid=os.getpid(),
+            host=host,
+            device=device.model_name,
+            dtype=device.dtype,
+        )
+        self._heartbeat = Heartbeat(
+            self._lease,
+            settings,
+            self._pulse,
+            held=self._held,
+            post=self._post,
+            describe=self._describe,
+            on_hang=self._die_hanging,
+        )
+
+    def run(self, specs: Sequence[ModelSpec], load: Callable[..., Pipeline]) -> int:
+        """Load, serve, drain; returns the exit status."""
+        self._heartbeat.start()
+        residents = self._residents
+        residents.load(specs, self._device, self._settings.data_dir / "checkpoints.json", load)
+        if not residents.pipelines:
+            self._heartbeat.stop()
+            self._lease.announce(self._describe())
+            return EXIT_NO_MODEL
+        self._engine = Engine(
+            residents.pipelines,
+            self._sink,
+            ResultWriter(FileBlobStore(self._settings.blob_dir), residents.recipes),
+            self._device,
+            BatchLimits(self._settings.max_batch_images),
+            capacity=2 * self._settings.max_batch_images,
+            preview_seconds=self._settings.preview_seconds,
+        )
+        self._state = "serving"
+        self._heartbeat.hurry()
+        log.info("worker is ready", worker=self.name, models=[*residents.pipelines])
+        status = self._serve(self._engine)
+        self._heartbeat.stop()
+        try:
+            self._lease.retire()
+        except StoreUnavailable as error:
+            log.warning("could not sign off", error=str(error))
+        return status
+
+    def _serve(self, engine: Engine) -> int:
+        cause, refund, status = "drained", True, 0
+        try:
+            while self._signals.count == 0:
+                self._go_on(engine)
+            self._drain(engine)
+        except DeviceLost as error:
+            log.error("device lost", reason=str(error))
+            cause, refund, status = "device_lost", False, EXIT_BROKEN
+        except Exception:
+            log.exception("worker failed")
+            cause, refund, status = "worker_failed", False, EXIT_BROKEN
+        self._hand_back(engine, cause, refund=refund)
+        return status
+
+    def _go_on(self, engine: Engine) -> None:
+        """One round: claim what there is room for, turn, or wait for the doorbell."""
+        try:
+            self._claim(engine)
+            if engine.is_idle:
+                with self._pulse.waiting():
+                    self._lease.wait_for_work([*self._residents.pipelines], timeout=1.0)
+                self._next_claim = 0.0
+        except StoreUnavailable as error:
+            self._lose_store(engine, error)
+        self._turn(engine)
+
+    def _claim(self, engine: Engine) -> None:
+        """At most one job: encoding it delays the steps of the others."""
+        now = time.monotonic()
+        is_away = self._sink.is_away and not engine.is_idle
+        if is_away or now < self._next_claim:
+            return
+        ranks = engine.open_ranks()
+        if ranks == 0:
+            return
+        with self._pulse.waiting():
+            jobs = self._lease.claim([*self._residents.pipelines], 1, [*Priority][:ranks])
+        for job in jobs:
+            engine.admit(job)
+            self._pulse.beat()
+        if not jobs:
+            self._next_claim = now + CLAIM_PAUSE_SECONDS
+
+    def _turn(self, engine: Engine) -> None:
+        try:
+            engine.turn()
+        except StoreUnavailable as error:
+            self._lose_store(engine, error)
+        self._pulse.beat()
+
+    def _lose_store(self, engine: Engine, error: StoreUnavailable) -> None:
+        # The leases have lapsed long ago; the models stay resident for when Redis is back.
+        dropped = engine.evict()
+        log.error("Redis is gone, dropped all jobs", jobs=len(dropped), error=str(error))
+
+    def _drain(self, engine: Engine) -> None:
+        """Finish what is held, unless the time is up or a second signal came."""
+        self._state = "draining"
+        self._heartbeat.hurry()
+        log.info("draining", jobs=len(engine.held()), seconds=self._settings.drain_seconds)
+        deadline = time.monotonic() + self._settings.drain_seconds
+        while not engine.is_idle and self._signals.count == 1 and time.monotonic() < deadline:
+            self._turn(engine)
+
+    def _hand_back(self, engine: Engine, cause: str, *, refund: bool) -> None:
+        for job, usage in engine.evict():
+            try:
+                self._lease.requeue(job, cause, refund, usage)
+            except StoreUnavailable as error:
+                log.warning("could not hand back", job=job.id, error=str(error))
+                return
+            log.info("handed back", job=job.id, cause=cause)
+
+    def _die_hanging(self, jobs: Sequence[ClaimedJob]) -> None:
+        log.error("no progress, giving up", seconds=self._settings.step_timeout_seconds)
+
+        def last_words() -> None:
+            # The main thread may hang inside a call on its own connection.
+            lease = LeaseClient(self._redis_url, self._settings, self.name)
+            for job in jobs:
+                lease.requeue(job, "worker_hung", False, Usage())
+
+        thread = threading.Thread(target=last_words, daemon=True)
+        thread.start()
+        thread.join(LAST_WORDS_SECONDS)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(EXIT_BROKEN)
+
+    def _held(self) -> tuple[ClaimedJob, ...]:
+        return () if self._engine is None else self._engine.held()
+
+    def _post(self, job: ClaimedJob, verdict: Verdict) -> None:
+        if self._engine is not None:
+            self._engine.post(job, verdict)
+
+    def _describe(self) -> WorkerInfo:
+        for kind, count in self._device.memory_bytes().items():
+            metrics.GPU_MEMORY_BYTES.labels(kind).set(count)
+        serving = "busy" if self._held() else "idle"
+        last_progress = datetime.now(UTC).timestamp() - self._pulse.silent_seconds
+        return self._info.model_copy(
+            update={
+                "models": tuple(self._residents.pipelines),
+                "model_errors": dict(self._residents.errors),
+                "state": serving if self._state == "serving" else self._state,
+                "last_progress_at": datetime.fromtimestamp(last_progress, UTC),
+                "memory_bytes": _resident_bytes(),
+            }
+        )
+
+
+def _resident_bytes() -> int:
+    """Resident memory of this process now; its peak where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

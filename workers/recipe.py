@@ -1,0 +1,88 @@
+"""The recipe of a picture: everything needed to make it again, as JSON inside the file.
+
+`Recipes` knows what does not change while a model is resident; `of` adds one job's input for one of
+its images. Submitting `recipe["input"]` to the same model yields that image; with
+`deterministic: true`, on the same device and versions, the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from jobs.types import ClaimedJob
+from workers.device import Device
+
+_WEIGHTS = ("*.safetensors", "*.gguf")
+
+
+class Recipes:
+    """Recipes for one resident model: id, digest of its checkpoint, device and versions."""
+
+    def __init__(self, model: str, checkpoint: str, device: Device) -> None:
+        import torch
+
+        self._head = {"denoised": _version("denoised"), "model": model, "checkpoint": checkpoint}
+        self._tail = {
+            "device": device.model_name,
+            "dtype": device.dtype,
+            "torch": str(torch.__version__),
+        }
+
+    def of(self, job: ClaimedJob, index: int) -> dict[str, Any]:
+        """The recipe of image `index` of `job`: its own seed, one image."""
+        own = {**job.input, "seed": job.input["seed"] + index, "num_images": 1}
+        return {**self._head, "input": own, "deterministic": job.deterministic, **self._tail}
+
+
+def checkpoint_digest(folder: Path, cache: Path) -> str:
+    """`sha256:` and the digest that identifies the weights under `folder`.
+
+    It is the SHA-256 of the lines `sha256sum` prints for the weight files (safetensors, gguf, found
+    recursively) with paths relative to `folder`, sorted by path. The digest of each file is kept in
+    the JSON file `cache` under its path, size and modification time, since hashing takes about a
+    second per gigabyte. Raises OSError when a file cannot be read.
+    """
+    known = _read_cache(cache)
+    lines, used = [], {}
+    for path in sorted(p for pattern in _WEIGHTS for p in folder.rglob(pattern)):
+        stat = path.stat()
+        key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
+        digest = used[key] = known.get(key) or _sha256(path)
+        lines.append(f"{digest}  {path.relative_to(folder).as_posix()}\n")
+    if not used.items() <= known.items():
+        _write_cache(cache, {**known, **used})
+    return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_cache(cache: Path) -> dict[str, str]:
+    try:
+        known = json.loads(cache.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write_cache(cache: Path, digests: Mapping[str, str]) -> None:
+    # Several workers may start at once: each writes a file of its own and renames it into place.
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(digests))
+    temporary.replace(cache)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return "unknown"
