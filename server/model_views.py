@@ -1,0 +1,47 @@
+"""From a `ModelSpec` and the workers' announcements to the JSON under `/v1/models`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from config.model_spec import IntParameter, ModelSpec
+from jobs.schema import input_json_schema
+from jobs.worker_registry import WorkerInfo
+from server.schemas import Model, Residency
+
+_PARAMETERS = ("width", "height", "num_inference_steps", "guidance_scale", "num_images")
+
+
+def model_view(spec: ModelSpec, workers: Sequence[WorkerInfo]) -> Model:
+    """The public form of a model; the folder of its weights stays private."""
+    limits: dict[str, Any] = {"prompt": {"max_chars": spec.max_prompt_chars}}
+    defaults: dict[str, Any] = {"sampler": spec.samplers[0]}
+    for name in _PARAMETERS:
+        parameter = getattr(spec, name)
+        limits[name] = {"minimum": parameter.minimum, "maximum": parameter.maximum}
+        if isinstance(parameter, IntParameter):
+            limits[name]["multiple_of"] = parameter.multiple_of
+        defaults[name] = parameter.default
+    return Model(
+        id=spec.id,
+        family=spec.family,
+        task=spec.task,
+        description=spec.description,
+        limits=limits,
+        defaults=defaults,
+        samplers=list(spec.samplers),
+        residency=residency(spec.id, workers),
+        input_schema=input_json_schema(spec),
+    )
+
+
+def residency(model_id: str, workers: Sequence[WorkerInfo]) -> Residency:
+    """Resident if any worker holds the model; else loading if one may yet; else unavailable."""
+    holders = sum(model_id in worker.models for worker in workers)
+    error = next((w.model_errors[model_id] for w in workers if model_id in w.model_errors), None)
+    if holders:
+        return Residency(state="resident", workers=holders, error=error)
+    if any(w.state == "starting" and model_id not in w.model_errors for w in workers):
+        return Residency(state="loading", workers=0, error=error)
+    return Residency(state="unavailable", workers=0, error=error or "No live worker serves it.")

@@ -1,0 +1,207 @@
+"""The job resource: submit, list, show, cancel, delete.
+
+Validation happens here and in the request schema, before Redis; every change of state is one call
+of the job store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Header, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from jobs.blobs import job_prefix
+from jobs.errors import JobNotFound, StoreUnavailable
+from jobs.types import JobRecord, Status
+from server import examples
+from server.body import read_json_object
+from server.documentation import problems
+from server.problems import FieldError, invalid_fields
+from server.schemas import Job, JobList
+from server.services import ServicesDep
+from server.submission import new_job
+from server.views import job_url, job_view
+from server.waiting import preferred_wait, wait_for_end
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+async def plausible_job_id(
+    job_id: Annotated[str, Path(examples=[examples.JOB_ID])],
+) -> str:
+    """The id from the path; what cannot be an id is not looked up, it is not found."""
+    if not _JOB_ID.fullmatch(job_id):
+        raise JobNotFound(job_id)
+    return job_id
+
+
+JobId = Annotated[str, Depends(plausible_job_id)]
+
+
+def _answer(
+    request: Request,
+    record: JobRecord,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    view = job_view(record, request.scope.get("root_path", ""))
+    # Not left to the framework: the view is a validated model already.
+    return Response(
+        view.model_dump_json(),
+        status_code=status,
+        media_type="application/json",
+        headers=headers,
+    )
+
+
+@router.post(
+    "",
+    summary="Submit a job",
+    status_code=202,
+    response_model=Job,
+    responses={
+        200: {"model": Job, "description": "The job has ended already."},
+        202: {
+            "description": "Queued, or still running at the end of the wait.",
+            "headers": {
+                "Location": {"schema": {"type": "string"}, "description": "The job's URL."},
+                "Retry-After": {
+                    "schema": {"type": "integer"},
+                    "description": "Seconds to poll in.",
+                },
+            },
+        },
+        **problems(400, 413, 415, 422, 503),
+    },
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}
+            },
+        }
+    },
+)
+async def submit_job(
+    request: Request,
+    services: ServicesDep,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            alias="Idempotency-Key",
+            description="1 to 255 printable ASCII characters. The same key with the same body "
+            "gives the first job again; with another body it is refused.",
+        ),
+    ] = None,
+    prefer: Annotated[
+        list[str] | None,
+        Header(
+            alias="Prefer",
+            description="`wait=n` holds the answer for up to n seconds (60 at most) "
+            "until the job has ended.",
+        ),
+    ] = None,
+) -> Response:
+    """Checks the request and queues it; nothing is queued when a field is wrong.
+
+    `input` takes the fields of the model's schema (`GET /v1/models/{id}`). What is left out gets
+    its default; a seed is drawn if none is given; the answer shows the input fully resolved.
+    """
+    body = await read_json_object(request, max_bytes=services.settings.max_body_bytes)
+    job = new_job(body, services.specs, idempotency_key=idempotency_key)
+    record, created = await services.store.submit(job)
+    wait = preferred_wait(prefer or [])
+    if wait and not record.status.is_terminal:
+        await wait_for_end(request, services, record.id, wait)
+        # The job is queued whatever happens now: an error would have the client submit it again.
+        with suppress(StoreUnavailable):
+            record = await services.store.get(record.id)
+    headers = {"Location": job_url(record.id, request.scope.get("root_path", ""))}
+    if wait:
+        headers["Preference-Applied"] = f"wait={wait}"
+    if not created:
+        headers["Idempotency-Replayed"] = "true"
+    if record.status.is_terminal:
+        return _answer(request, record, 200, headers)
+    return _answer(request, record, 202, headers | {"Retry-After": "1"})
+
+
+class JobQuery(BaseModel):
+    """Filters and paging of the list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Status | None = None
+    model: str | None = Field(default=None, max_length=64, description="Id of a model.")
+    limit: int = Field(default=20, ge=1, le=100)
+    cursor: str | None = Field(
+        default=None, max_length=256, description="`next_cursor` of the page before."
+    )
+
+
+@router.get("", summary="List jobs", response_model=JobList, responses=problems(422, 503))
+async def list_jobs(
+    request: Request, services: ServicesDep, query: Annotated[JobQuery, Query()]
+) -> JobList:
+    """Newest first. Jobs that arrive while paging do not shift the pages that follow.
+
+    With a filter a page may hold fewer jobs than `limit` although `has_more` is true.
+    """
+    try:
+        records, cursor = await services.store.list(
+            status=query.status, model=query.model, limit=query.limit, cursor=query.cursor
+        )
+    except ValueError:
+        if query.cursor is None:
+            raise
+        raise invalid_fields(
+            [FieldError(param="cursor", message="cursor must be the next_cursor of a page")]
+        ) from None
+    root_path = request.scope.get("root_path", "")
+    return JobList(
+        data=[job_view(record, root_path) for record in records],
+        has_more=cursor is not None,
+        next_cursor=cursor,
+    )
+
+
+@router.get("/{job_id}", summary="Show a job", response_model=Job, responses=problems(404, 503))
+async def get_job(job_id: JobId, request: Request, services: ServicesDep) -> Response:
+    """The job as it stands now. To follow it, read its events instead of polling."""
+    return _answer(request, await services.store.get(job_id))
+
+
+@router.post(
+    "/{job_id}/cancel",
+    summary="Cancel a job",
+    response_model=Job,
+    responses={
+        202: {"model": Job, "description": "Running: it ends at the next denoise step."},
+        **problems(404, 503),
+    },
+)
+async def cancel_job(job_id: JobId, request: Request, services: ServicesDep) -> Response:
+    """May be repeated. A queued job is cancelled at once, an ended job stays as it is."""
+    record = await services.store.cancel(job_id)
+    return _answer(request, record, 202 if record.status is Status.RUNNING else 200)
+
+
+@router.delete(
+    "/{job_id}",
+    summary="Delete a job",
+    status_code=204,
+    response_class=Response,
+    responses=problems(404, 409, 503),
+)
+async def delete_job(job_id: JobId, services: ServicesDep) -> Response:
+    """Removes the record and the outputs of a job that has ended."""
+    await services.store.delete(job_id)
+    await asyncio.to_thread(services.blobs.delete_prefix, job_prefix(job_id))
+    return Response(status_code=204)

@@ -1,0 +1,234 @@
+"""The public JSON documents, as the API promises them in openapi.yaml.
+
+Times are RFC 3339 in UTC, durations seconds, sizes bytes. Links are references relative to the
+server's root, to be resolved against the URL of the request.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, StringConstraints
+
+from jobs.types import ErrorCode, EventType, Priority, Stage, Status
+from server import examples
+
+MAX_METADATA_KEYS = 16
+MAX_METADATA_KEY_CHARS = 64
+MAX_METADATA_VALUE_CHARS = 512
+
+
+def rfc3339(moment: datetime) -> str:
+    """An aware time as RFC 3339 in UTC with milliseconds, ending in Z."""
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+Time = Annotated[
+    datetime,
+    PlainSerializer(rfc3339, return_type=str, when_used="json"),
+]
+
+
+class PublicModel(BaseModel):
+    """Base of everything sent to clients."""
+
+    model_config = ConfigDict(frozen=True)
+
+
+MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=MAX_METADATA_KEY_CHARS)]
+MetadataValue = Annotated[str, StringConstraints(max_length=MAX_METADATA_VALUE_CHARS)]
+
+
+class JobRequest(BaseModel):
+    """A submission. What `input` may hold is the JSON Schema under `/v1/models/{id}`."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"examples": [examples.JOB_REQUEST]},
+    )
+
+    model: str = Field(description="Id of a model under `/v1/models`.")
+    input: dict[str, Any] = Field(description="The model's request fields; the prompt at least.")
+    priority: Annotated[Priority, Field(strict=False)] = Priority.STANDARD
+    deterministic: bool = Field(
+        default=False,
+        description="A batch of its own: the same input gives the same bytes on the same device "
+        "and version, at the cost of throughput.",
+    )
+    metadata: dict[MetadataKey, MetadataValue] = Field(
+        default_factory=dict,
+        max_length=MAX_METADATA_KEYS,
+        description="Kept with the job and given back; not read by the server.",
+    )
+
+
+class QueuePlace(PublicModel):
+    """Where a queued job stands."""
+
+    position: int = Field(ge=0, description="Jobs of this model that would be served before it.")
+
+
+class JobProgress(PublicModel):
+    """Denoise steps done. `eta_seconds` is null until the speed has been measured."""
+
+    step: int
+    total_steps: int
+    percent: float = Field(ge=0, le=100)
+    eta_seconds: float | None
+
+
+class JobOutput(PublicModel):
+    """One result; `url` gives the bytes."""
+
+    index: int
+    url: str = Field(examples=["/v1/jobs/job_…/outputs/0"])
+    content_type: str = Field(examples=["image/png"])
+    width: int
+    height: int
+    bytes: int
+    sha256: str
+    seed: int = Field(description="With this seed and num_images 1 the input gives this output.")
+
+
+class JobError(PublicModel):
+    """Why a job failed. `retryable` says whether the same request may succeed later."""
+
+    code: ErrorCode
+    message: str
+    param: str | None
+    retryable: bool
+
+
+class JobUsage(PublicModel):
+    """What the job cost over all attempts."""
+
+    gpu_seconds: float
+    steps: int
+    resumed_steps: int
+
+
+class JobLinks(PublicModel):
+    """Where to go on from here."""
+
+    self: str
+    events: str
+    cancel: str
+    outputs: list[str]
+
+
+class Job(PublicModel):
+    """A job as clients see it. `input` is fully resolved and can be submitted again as it is."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.JOB]})
+
+    id: str
+    object: Literal["job"] = "job"
+    model: str
+    status: Status
+    stage: Stage | None = Field(description="What a running job is doing.")
+    attempt: int = Field(description="How often a worker has taken the job; 0 while it is new.")
+    priority: Priority
+    deterministic: bool
+    cancel_requested: bool
+    created_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    queue: QueuePlace | None = Field(description="Only while queued.")
+    progress: JobProgress
+    input: dict[str, Any]
+    outputs: list[JobOutput]
+    error: JobError | None
+    usage: JobUsage
+    links: JobLinks
+    metadata: dict[str, Any]
+
+
+class Preview(PublicModel):
+    """A small picture of the result as far as it has come."""
+
+    content_type: str
+    data: str = Field(description="Base64.")
+    step: int
+
+
+class JobEvent(PublicModel):
+    """The `data` of a server-sent event; its `event` field is `type`, its `id` resumes after it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    type: EventType
+    job_id: str
+    status: Status
+    stage: Stage | None
+    attempt: int
+    created_at: Time = Field(description="When it happened.")
+    worker: str | None = Field(default=None, description="job.started: who took the job.")
+    progress: JobProgress | None = Field(default=None, description="job.progress")
+    preview: Preview | None = Field(default=None, description="job.preview")
+    cause: str | None = Field(default=None, description="job.requeued: why, e.g. `lease_lapsed`.")
+    step: int | None = Field(default=None, description="job.requeued: the step it goes on from.")
+    outputs: list[JobOutput] | None = Field(default=None, description="job.succeeded")
+    error: JobError | None = Field(default=None, description="job.failed, job.cancelled")
+
+
+class JobList(PublicModel):
+    """One page of jobs, newest first. `next_cursor` asks for the next one."""
+
+    object: Literal["list"] = "list"
+    data: list[Job]
+    has_more: bool
+    next_cursor: str | None
+
+
+class Residency(PublicModel):
+    """Whether some worker has the model in memory."""
+
+    state: Literal["resident", "loading", "unavailable"]
+    workers: int = Field(description="Workers that hold it.")
+    error: str | None = Field(description="Why no worker can load it, if one has said so.")
+
+
+class Model(PublicModel):
+    """One model: what it can do, its limits and defaults, and the schema of its `input`."""
+
+    id: str
+    object: Literal["model"] = "model"
+    family: str
+    task: str
+    description: str
+    limits: dict[str, Any] = Field(description="Inclusive ranges, by request field.")
+    defaults: dict[str, Any]
+    samplers: list[str]
+    residency: Residency
+    input_schema: dict[str, Any] = Field(description="JSON Schema of a request's `input`.")
+
+
+class ModelList(PublicModel):
+    """All models of this server."""
+
+    object: Literal["list"] = "list"
+    data: list[Model]
+
+
+class Health(PublicModel):
+    """The event loop turns."""
+
+    status: Literal["ok"] = "ok"
+
+
+class Reason(PublicModel):
+    """One thing that keeps the server from making progress."""
+
+    code: Literal["stopping", "store_unavailable", "no_worker", "no_model", "no_progress"]
+    message: str
+
+
+class Readiness(PublicModel):
+    """Ready only when a job submitted now would make progress."""
+
+    status: Literal["ready", "unavailable"]
+    reasons: list[Reason]
+    workers: int
+    models: list[str] = Field(description="Models in the memory of some live worker.")

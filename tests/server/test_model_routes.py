@@ -1,0 +1,72 @@
+"""/v1/models: capabilities, limits, schema, and who holds a model now."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from http_harness import OTHER_SPEC, SPEC, Api, worker_info
+
+from jobs.worker_registry import announce
+from server.model_views import residency
+
+
+def test_a_model_shows_limits_defaults_and_the_schema_of_its_input(api: Api) -> None:
+    model = api.client.get(f"/v1/models/{SPEC.id}").json()
+    assert model["limits"]["width"] == {"minimum": 32, "maximum": 128, "multiple_of": 32}
+    assert model["limits"]["prompt"] == {"max_chars": 1000}
+    assert model["defaults"]["num_inference_steps"] == 4
+    assert model["samplers"] == ["dpmpp", "euler"]
+    schema = model["input_schema"]
+    assert schema["additionalProperties"] is False
+    assert schema["required"] == ["prompt"]
+    assert set(model["limits"]) <= set(schema["properties"])
+
+
+def test_all_models_are_listed(api: Api) -> None:
+    listed = api.client.get("/v1/models").json()["data"]
+    assert [model["id"] for model in listed] == [SPEC.id, OTHER_SPEC.id]
+    assert listed[0] == api.client.get(f"/v1/models/{SPEC.id}").json()
+
+
+def test_no_answer_tells_where_the_weights_lie(api: Api) -> None:
+    assert "secret-folder" not in api.client.get("/v1/models").text
+
+
+def test_an_unknown_model_is_not_found(api: Api) -> None:
+    response = api.client.get("/v1/models/gpt")
+    assert response.status_code == 404
+    assert response.json()["code"] == "not_found"
+
+
+def test_residency_comes_from_the_workers_announcements(api: Api, redis_client: Any) -> None:
+    def state(model: str) -> dict[str, Any]:
+        return api.client.get(f"/v1/models/{model}").json()["residency"]
+
+    assert state(SPEC.id)["state"] == "unavailable"
+    announce(
+        redis_client,
+        worker_info(model_errors={OTHER_SPEC.id: "vae.safetensors is truncated"}),
+    )
+    assert state(SPEC.id) == {"state": "resident", "workers": 1, "error": None}
+    assert state(OTHER_SPEC.id) == {
+        "state": "unavailable",
+        "workers": 0,
+        "error": "vae.safetensors is truncated",
+    }
+
+
+@pytest.mark.parametrize(
+    ("workers", "expected"),
+    [
+        ([], "unavailable"),
+        ([worker_info(state="starting", models=())], "loading"),
+        ([worker_info(state="starting", models=(), model_errors={"m": "bad"})], "unavailable"),
+        ([worker_info(models=("m",)), worker_info(model_errors={"m": "bad"})], "resident"),
+        ([worker_info(models=("x",))], "unavailable"),
+    ],
+)
+def test_residency_is_resident_if_any_holds_it_else_loading_if_any_may(
+    workers: list[Any], expected: str
+) -> None:
+    assert residency("m", workers).state == expected
