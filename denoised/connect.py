@@ -1,0 +1,176 @@
+"""Finding a server for a command, or starting a private one for as long as the command runs.
+
+In order: the URL that was given, the server that holds the data directory, whatever answers as a
+denoised server at the default address, a private server on a free port with the same data
+directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from denoised import instance
+from denoised.client import Client, ClientError
+from denoised.errors import CommandError
+from denoised.options import discover_models
+
+if TYPE_CHECKING:
+    from config.settings import Settings
+
+Report = Callable[[str], None]
+
+PROBE_SECONDS = 2.0
+POLL_SECONDS = 0.2
+START_SECONDS = 60.0
+LOAD_SECONDS = 900.0
+WORKER_SECONDS = 120.0
+STOP_SECONDS = 40.0
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A client of the server found, and the id under which that server offers the model."""
+
+    client: Client
+    model_id: str
+
+
+def find_url(url: str | None, settings: Settings) -> str:
+    """The given URL, or that of the server on this data directory, or the default address."""
+    if url is not None:
+        return url
+    owner = instance.find(settings.data_dir.expanduser().absolute())
+    return owner.url if owner else f"http://{settings.host}:{settings.port}"
+
+
+@contextlib.contextmanager
+def connect(
+    url: str | None, model: str, settings: Settings, report: Report
+) -> Iterator[Connection]:
+    """A connection to a server that offers `model`.
+
+    `report` receives short lines about what is being waited for. Raises CommandError or
+    ClientError.
+    """
+    if url is not None or instance.find(settings.data_dir.expanduser().absolute()):
+        with Client(find_url(url, settings)) as client:
+            yield Connection(client, _id_at(client, model))
+    elif _offers(find_url(None, settings), model):
+        with Client(find_url(None, settings)) as client:
+            yield Connection(client, model)
+    else:
+        with _private_server(model, settings, report) as connection:
+            yield connection
+
+
+def _id_at(client: Client, model: str) -> str:
+    """`model` itself if the server knows it, else the id that its folder has there."""
+    offered = [entry.id for entry in client.models().data]
+    folder_id = Path(model).expanduser().resolve().name.lower()
+    if model not in offered and folder_id in offered and Path(model).is_dir():
+        return folder_id
+    if model not in offered:
+        raise CommandError(
+            f"the server at {client.url} does not offer {model!r}, but {', '.join(offered)}",
+            exit_code=2,
+        )
+    return model
+
+
+def _offers(url: str, model: str) -> bool:
+    with Client(url, timeout=PROBE_SECONDS) as client:
+        try:
+            return any(entry.id == model for entry in client.models().data)
+        except ClientError:
+            return False
+
+
+@contextlib.contextmanager
+def _private_server(model: str, settings: Settings, report: Report) -> Iterator[Connection]:
+    data_dir = settings.data_dir.expanduser().absolute()
+    [spec] = discover_models(settings.model_copy(update={"models": (model,)}))
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        log_path = data_dir / "private-server.log"
+        log_file = log_path.open("wb")
+    except OSError as error:
+        raise CommandError(f"cannot use the data directory {data_dir}: {error.strerror}") from None
+    with log_file:
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "denoised", "serve"),
+                *("--host", "127.0.0.1", "--port", "0"),
+                *("--data-dir", str(data_dir), "--model", model),
+                *("--die-with", str(os.getpid())),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log_file,
+            stderr=subprocess.STDOUT,
+            # Ctrl-C is for the command, which stops the server when it has cancelled its job.
+            start_new_session=True,
+        )
+    try:
+        report("starting a private server")
+        with Client(_await_start(process, data_dir, log_path)) as client:
+            report(f"loading {spec.id}")
+            _await_model(client, spec.id, process, log_path)
+            yield Connection(client, spec.id)
+    finally:
+        _stop(process)
+
+
+def _await_start(process: subprocess.Popen[bytes], data_dir: Path, log_path: Path) -> str:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        _check_alive(process, log_path)
+        owner = instance.find(data_dir)
+        if owner and owner.pid == process.pid:
+            return owner.url
+        time.sleep(POLL_SECONDS)
+    raise CommandError(f"the private server did not start; its log is {log_path}")
+
+
+def _await_model(
+    client: Client, model_id: str, process: subprocess.Popen[bytes], log_path: Path
+) -> None:
+    started = last_worker = time.monotonic()
+    while (now := time.monotonic()) - started < LOAD_SECONDS:
+        _check_alive(process, log_path)
+        # Asked before the model, so that a worker that comes up in between is not taken for one
+        # that has given up.
+        if client.readiness().workers:
+            last_worker = now
+            residency = client.model(model_id).residency
+            if residency.state == "resident":
+                return
+            if residency.state == "unavailable":
+                raise CommandError(f"{model_id} cannot be loaded: {residency.error}")
+        elif now - last_worker > WORKER_SECONDS:
+            break
+        time.sleep(POLL_SECONDS)
+    raise CommandError(f"no worker has loaded {model_id}; the server's log is {log_path}")
+
+
+def _check_alive(process: subprocess.Popen[bytes], log_path: Path) -> None:
+    if process.poll() is not None:
+        lines = log_path.read_text(errors="replace").strip().splitlines()
+        reason = lines[-1].removeprefix("denoised: ") if lines else "it left no message"
+        raise CommandError(f"the private server ended: {reason} (log: {log_path})")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGTERM)
+    try:
+        process.wait(STOP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

@@ -1,0 +1,258 @@
+"""One machine's server: an embedded Redis if none is given, the API, the keeper and the workers.
+
+The supervisor starts the others as processes of this interpreter, hands them the settings by
+environment, starts again what dies, and stops them in order: workers first, so that they can hand
+their jobs back through the API and Redis that are still there. It holds the listening socket, so
+connections wait instead of failing while the API restarts. It never loads a tensor library.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import structlog
+
+from config.settings import Settings
+from denoised import __version__, instance
+from denoised.child import Child
+from denoised.client import Client, ClientError
+from denoised.errors import CommandError
+from denoised.gpus import visible_gpus
+from denoised.signals import SignalInbox
+from jobs.embedded_redis import EmbeddedRedis, RedisUnavailable
+
+log = structlog.get_logger(__name__)
+
+BACKLOG = 2048
+STOP_SECONDS = 15.0
+# Failing this early, with an error status, means that it cannot run at all.
+EARLY_SECONDS = 10.0
+
+
+def serve(settings: Settings, model_ids: Sequence[str]) -> int:
+    """Run everything until SIGTERM or SIGINT; returns the exit status.
+
+    Raises CommandError, before anything is started, when the data directory or the port is taken
+    or no Redis can be had.
+    """
+    data_dir = settings.data_dir.expanduser().absolute()
+    if owner := instance.find(data_dir):
+        raise instance.already_running(data_dir, owner)
+    with (
+        SignalInbox() as inbox,
+        _listen(settings.host, settings.port) as listener,
+        instance.hold(data_dir, _url(listener)),
+        contextlib.ExitStack() as stack,
+    ):
+        settings = settings.model_copy(update={"data_dir": data_dir})
+        redis = None
+        if settings.redis_url is None:
+            redis = stack.enter_context(_OwnRedis(settings.redis_dir))
+            settings = settings.model_copy(update={"redis_url": redis.url})
+        return Supervisor(settings, model_ids, listener, inbox, redis).run()
+
+
+class Supervisor:
+    """The processes of one server and the loop that watches them."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        model_ids: Sequence[str],
+        listener: socket.socket,
+        inbox: SignalInbox,
+        redis: _OwnRedis | None,
+    ) -> None:
+        self._settings = settings
+        self._model_ids = list(model_ids)
+        self._url = _url(listener)
+        self._inbox = inbox
+        self._redis = redis
+        self._metrics_dir = settings.data_dir / "metrics"
+        gpus = visible_gpus() if settings.device in ("auto", "cuda") else []
+        self._place = "one GPU each" if gpus else settings.device
+        count = settings.workers
+        if gpus and "workers" not in settings.model_fields_set:
+            count = len(gpus)
+        env = self._environment(workers=count)
+        self._keeper = Child("keeper", ["keeper"], env)
+        self._api = Child(
+            "api", ["api", "--fd", str(listener.fileno())], env, pass_fds=[listener.fileno()]
+        )
+        self._workers = [
+            Child(f"worker-{n}", ["worker"], _with_gpu(env, gpus, n)) for n in range(count)
+        ]
+
+    def run(self) -> int:
+        """Start, watch until told to stop, stop in order. 0, or 1 if the server could not run."""
+        shutil.rmtree(self._metrics_dir, ignore_errors=True)
+        self._metrics_dir.mkdir(parents=True)
+        started_at = time.monotonic()
+        self._print_banner()
+        children = [self._keeper, self._api, *self._workers]
+        try:
+            for child in children:
+                child.start(started_at)
+            threading.Thread(target=self._announce_ready, daemon=True).start()
+            return self._watch(children, started_at)
+        finally:
+            self._stop_all()
+
+    def _watch(self, children: Sequence[Child], started_at: float) -> int:
+        while not self._inbox.stops:
+            if self._redis is not None:
+                self._redis.revive()
+            now = time.monotonic()
+            for child in children:
+                status = self._collect(child, now)
+                if status is not None:
+                    early = child.starts == 1 and now - started_at < EARLY_SECONDS
+                    if status > 0 and early and child not in self._workers:
+                        _say_error(f"{child.name} could not start (exit status {status})")
+                        return 1
+                    self._log_death(child, status, now)
+                if child.restart_at is not None and child.restart_at <= now:
+                    child.start(now)
+            due = [child.restart_at for child in children if child.restart_at is not None]
+            self._inbox.wait(max(0.0, min(due) - now) if due else None)
+        return 0
+
+    def _collect(self, child: Child, now: float) -> int | None:
+        ended = child.collect(now)
+        if ended is None:
+            return None
+        pid, status = ended
+        from prometheus_client.multiprocess import mark_process_dead
+
+        mark_process_dead(pid, str(self._metrics_dir))
+        return status
+
+    @staticmethod
+    def _log_death(child: Child, status: int, now: float) -> None:
+        reason = f"signal {-status}" if status < 0 else f"status {status}"
+        pause = round((child.restart_at or now) - now, 1)
+        log.warning(f"{child.name} ended ({reason}), starting it again", pause_seconds=pause)
+
+    def _stop_all(self) -> None:
+        print("stopping: workers finish or hand back their jobs", flush=True)
+        drain = self._settings.drain_seconds + STOP_SECONDS
+        self._stop(self._workers, drain)
+        self._stop([self._api, self._keeper], STOP_SECONDS)
+        print("stopped", flush=True)
+
+    def _stop(self, children: Sequence[Child], patience: float) -> None:
+        """SIGTERM, passing on every further stop signal, then SIGKILL after `patience` seconds."""
+        deadline = time.monotonic() + patience
+        told = -1
+        while any(child.pid for child in children):
+            now = time.monotonic()
+            if now >= deadline:
+                for child in children:
+                    if child.pid:
+                        log.warning(f"{child.name} does not stop, killing it")
+                    child.send(signal.SIGKILL)
+                deadline = now + STOP_SECONDS
+            elif self._inbox.stops != told:
+                told = self._inbox.stops
+                for child in children:
+                    child.send(signal.SIGTERM)
+            self._inbox.wait(max(0.0, deadline - now))
+            for child in children:
+                self._collect(child, time.monotonic())
+
+    def _environment(self, *, workers: int) -> dict[str, str]:
+        """This process's environment with the settings in it, as the children read them."""
+        env = dict(os.environ)
+        env["PROMETHEUS_MULTIPROC_DIR"] = str(self._metrics_dir)
+        values = self._settings.model_copy(update={"workers": workers}).model_dump(mode="json")
+        for name, value in values.items():
+            if value is None:
+                env.pop(f"DENOISED_{name.upper()}", None)
+            else:
+                text = ",".join(value) if isinstance(value, list) else str(value)
+                env[f"DENOISED_{name.upper()}"] = text
+        return env
+
+    def _print_banner(self) -> None:
+        print(f"denoised {__version__}")
+        print(f"  url       {self._url}   (API docs: {self._url}/docs)")
+        print(f"  metrics   {self._url}/metrics")
+        print(f"  models    {', '.join(self._model_ids)}")
+        print(f"  workers   {len(self._workers)} (device: {self._place})")
+        print(f"  data      {self._settings.data_dir}", flush=True)
+
+    def _announce_ready(self) -> None:
+        with Client(self._url) as client:
+            while not self._inbox.stops:
+                with contextlib.suppress(ClientError):
+                    if client.readiness().status == "ready":
+                        print("ready (Ctrl-C stops the server)", flush=True)
+                        return
+                time.sleep(0.2)
+
+
+@contextlib.contextmanager
+def _listen(host: str, port: int) -> Iterator[socket.socket]:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        # create_server appends the address to the text of some errors; the message has it already.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise CommandError(
+            f"cannot listen on {host}:{port} ({reason}); choose another with --host or --port"
+        ) from None
+    with listener:
+        yield listener
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    if host in ("0.0.0.0", "::"):
+        host = "127.0.0.1"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _OwnRedis:
+    """The embedded Redis of a data directory, brought back on the same files when it dies."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._server = _start_redis(directory)
+        self.url = self._server.url
+
+    def __enter__(self) -> _OwnRedis:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.stop()
+
+    def revive(self) -> None:
+        """Start it again if it has ended; its clients ride out the gap."""
+        if not self._server.alive:
+            log.warning("the embedded Redis ended, starting it again")
+            self._server = _start_redis(self._directory)
+
+
+def _start_redis(directory: Path) -> EmbeddedRedis:
+    try:
+        return EmbeddedRedis.start(directory)
+    except RedisUnavailable as error:
+        raise CommandError(str(error)) from None
+
+
+def _with_gpu(env: dict[str, str], gpus: Sequence[str], number: int) -> dict[str, str]:
+    return env | {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else env
+
+
+def _say_error(message: str) -> None:
+    print(f"denoised: {message}", file=sys.stderr, flush=True)

@@ -1,0 +1,78 @@
+"""What a person sees of a running job."""
+
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from denoised.client import JobEvent
+from denoised.follow import BarView, LineView, describe
+from jobs.types import EventType
+
+
+def event(kind, **data):
+    return JobEvent("1-0", EventType(kind), {"type": kind, "attempt": 1, **data})
+
+
+def step(number, *, total=20, attempt=1, eta=None, stage="denoising"):
+    progress = {
+        "step": number,
+        "total_steps": total,
+        "percent": 100 * number / total,
+        "eta_seconds": eta,
+    }
+    return event("job.progress", status="running", stage=stage, attempt=attempt, progress=progress)
+
+
+def test_lines_tell_stages_and_every_fifth_of_the_steps(capsys):
+    with LineView() as view:
+        view.note("loading sana-demo")
+        view.show(event("job.queued", status="queued", stage=None, attempt=0))
+        view.show(event("job.started", status="running", stage="encoding"))
+        for number in range(1, 21):
+            view.show(step(number, eta=0.5 if number == 4 else None))
+        view.show(step(20, stage="decoding"))
+        view.show(event("job.succeeded", status="succeeded", stage=None))
+    assert capsys.readouterr().err.splitlines() == [
+        "loading sana-demo",
+        "queued",
+        "encoding",
+        "denoising: step 4/20, 0.5 s left",
+        "denoising: step 8/20",
+        "denoising: step 12/20",
+        "denoising: step 16/20",
+        "denoising: step 20/20",
+        "decoding",
+        "succeeded",
+    ]
+
+
+def test_lines_tell_of_a_lost_worker_and_count_again(capsys):
+    with LineView() as view:
+        view.show(step(20))
+        view.show(event("job.requeued", status="queued", cause="lease_lapsed"))
+        view.show(step(4, attempt=2))
+    assert capsys.readouterr().err.splitlines() == [
+        "denoising: step 20/20",
+        "the worker was lost (lease_lapsed), queued again",
+        "denoising (attempt 2): step 4/20",
+    ]
+
+
+def test_the_bar_shows_steps_stage_attempt_and_time_left():
+    output = io.StringIO()
+    with BarView(Console(file=output, force_terminal=True, width=100)) as view:
+        view.show(event("job.queued", status="queued", stage=None, attempt=0))
+        view.show(step(7, attempt=2, eta=1.25))
+        view.show(event("job.preview", status="running", stage="denoising"))
+        view._progress.refresh()
+        shown = output.getvalue()
+    assert "step 7/20" in shown
+    assert "denoising (attempt 2)" in shown
+    assert "1.2 s left" in shown
+
+
+def test_a_first_attempt_is_not_counted_aloud():
+    assert describe({"stage": "decoding", "attempt": 1}) == "decoding"
+    assert describe({"stage": None, "status": "queued", "attempt": 0}) == "queued"
