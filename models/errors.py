@@ -1,4 +1,4 @@
-"""Errors that model code raises and callers tell apart. Messages are one line and name the culprit."""
+"""Errors that model code raises and callers tell apart, each one line naming the culprit."""
 
 from __future__ import annotations
 

@@ -135,7 +135,7 @@ class SanaTextEncoder:
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:
-    # The Rust library alone reads the file in a few milliseconds; transformers' wrapper around it
+    # The Rust library reads the file in a few milliseconds; transformers' wrapper around it
     # would add its own import and nothing that is used here.
     from tokenizers import Tokenizer
 

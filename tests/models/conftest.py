@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.sana.pipeline import SanaPipeline
+from tests.models.runs import pipeline_of
 from tests.models.tiny import write_checkpoint
 
 
@@ -20,6 +22,12 @@ def one_thread() -> None:
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SanaPipeline folder; shared, so never written to."""
     return write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny-sana")
+
+
+@pytest.fixture(scope="session")
+def pipeline(tiny_checkpoint: Path) -> SanaPipeline:
+    """The tiny checkpoint in float32 on the CPU, shared by tests that only run it."""
+    return pipeline_of(tiny_checkpoint)
 
 
 @pytest.fixture

@@ -12,11 +12,13 @@ import torch
 
 from models.errors import CheckpointError, UnsupportedCheckpoint
 from models.sana.gemma2 import Gemma2Stack
+from models.sana.gemma2_layers import Gemma2, Gemma2Config
 from models.sana.text_encoder import (
     COMPLEX_HUMAN_INSTRUCTION,
     MAX_SEQUENCE_LENGTH,
     SanaTextEncoder,
 )
+from tests.models.runs import relative_error
 from tests.models.tiny import edit_json
 
 CPU = torch.device("cpu")
@@ -50,10 +52,6 @@ def reference(tiny_checkpoint: Path) -> Any:
     import diffusers
 
     return diffusers.SanaPipeline.from_pretrained(tiny_checkpoint, transformer=None, vae=None)
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
 
 
 @torch.no_grad()
@@ -93,11 +91,7 @@ def test_the_comparison_would_notice_one_token_or_a_lost_window(
 ) -> None:
     positive, _ = reference_embeddings(reference, "a red circle")
     assert relative_error(encoder.encode("x red circle")[:3], positive[:3]) > 10 * TOLERANCE
-    config = json.loads((tiny_copy / "text_encoder" / "config.json").read_text())
-    edit_json(
-        tiny_copy / "text_encoder" / "config.json",
-        layer_types=["full_attention"] * config["num_hidden_layers"],
-    )
+    edit_json(tiny_copy / "text_encoder" / "config.json", sliding_window=4096)
     assert relative_error(load(tiny_copy).encode("a red circle"), positive) > 10 * TOLERANCE
 
 
@@ -205,8 +199,50 @@ def test_another_text_model_is_refused_by_its_type(tiny_copy: Path) -> None:
         load(tiny_copy)
 
 
-@pytest.mark.parametrize("change", [{"hidden_size": "wide"}, {"num_attention_heads": 0}])
-def test_a_config_that_makes_no_model_is_named(tiny_copy: Path, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"hidden_size": "wide"}, "hidden_size is 'wide', must be a positive number"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, must be a positive number"),
+        ({"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads 3"),
+        ({"head_dim": 7}, "head_dim is 7, must be even"),
+        ({"layer_types": ["full_attention"] * 2}, "layer_types is .*, supported: "),
+        ({"attention_bias": True}, "attention_bias is True, supported: False"),
+        ({"hidden_activation": "relu"}, "hidden_activation is 'relu', supported: 'gelu_pytorch"),
+        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn', supported: 'default'"),
+    ],
+)
+def test_an_unsupported_configuration_names_key_and_value(
+    tiny_copy: Path, change: dict[str, Any], message: str
+) -> None:
     edit_json(tiny_copy / "text_encoder" / "config.json", **change)
-    with pytest.raises(CheckpointError, match=r"text_encoder.config\.json: no Gemma-2 config"):
+    with pytest.raises(UnsupportedCheckpoint, match=rf"text_encoder.config\.json: .*{message}"):
         load(tiny_copy)
+
+
+def test_rotary_settings_are_read_in_both_spellings(tiny_checkpoint: Path) -> None:
+    config = json.loads((tiny_checkpoint / "text_encoder" / "config.json").read_text())
+    config["rope_parameters"] = {"rope_type": "default", "rope_theta": 5000.0}
+    new = Gemma2Config.from_json(config)
+    del config["rope_parameters"]
+    assert Gemma2Config.from_json(config | {"rope_theta": 5000.0}) == new
+    assert new.rope_theta == 5000.0
+
+
+def test_an_uncapped_model_equals_the_reference() -> None:
+    from transformers import Gemma2Config as ReferenceConfig
+    from transformers import Gemma2Model
+
+    config = ReferenceConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=3, head_dim=10,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=5, query_pre_attn_scalar=7,
+        attn_logit_softcapping=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    reference = Gemma2Model(config).eval()
+    ours = Gemma2(Gemma2Config.from_json(config.to_dict()))
+    ours.load_state_dict(reference.state_dict())
+    token_ids = torch.randint(64, (17,))
+    with torch.no_grad():
+        expected = reference(token_ids[None]).last_hidden_state[0]
+        assert relative_error(ours(token_ids)[0], expected) <= TOLERANCE
