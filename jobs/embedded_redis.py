@@ -9,18 +9,15 @@ share a directory.
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import hashlib
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -43,7 +40,15 @@ LOCK_SECONDS = 3.0
 """Longest wait for a server that is just ending to let go of its directory."""
 
 STOP_SECONDS = 10.0
-PR_SET_PDEATHSIG = 1
+
+DIE_WITH_PARENT = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM, 0, 0, 0)
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+"""Becomes the server after asking Linux for SIGTERM when the starting thread dies (1 is
+PR_SET_PDEATHSIG). Elsewhere a server outlives a killed parent, and its lock names it."""
 
 WAYS = (
     "no Redis to be had: set DENOISED_REDIS_URL, or install redis-server or valkey-server "
@@ -171,38 +176,24 @@ def _spawn(server: Path, directory: Path, socket: Path, lock: int) -> subprocess
         "daemonize": "no",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    command = [str(server), *arguments]
+    if sys.platform.startswith("linux"):
+        command = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, str(os.getpid()), *command]
     try:
         process = subprocess.Popen(
-            [str(server), *arguments],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             pass_fds=(lock,),
             # Ctrl-C in the terminal is for the workers, which drain into this server.
             start_new_session=True,
-            preexec_fn=_die_with_parent(),
         )
     except OSError as error:
         raise RedisUnavailable(f"cannot run {server}: {error}") from error
     os.ftruncate(lock, 0)
     os.pwrite(lock, f"{process.pid}\n".encode(), 0)
     return process
-
-
-def _die_with_parent() -> Callable[[], None] | None:
-    """Runs in the child before the server: SIGTERM when the starting thread dies. Linux only; on
-    other systems a server outlives a killed parent and its lock names it."""
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    parent = os.getpid()
-
-    def arrange() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
-    return arrange
 
 
 def _lock(directory: Path) -> int:

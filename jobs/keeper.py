@@ -18,7 +18,8 @@ from redis.exceptions import RedisError
 from config.settings import Settings
 from jobs import keys, scripts
 from jobs.blobs import ExecutionBlobs, FileBlobStore, job_prefix
-from jobs.lease import WORKER_LOST_TRACE, count_put_back
+from jobs.lease import WORKER_LOST_TRACE
+from jobs.metrics import count_put_back
 
 log = logging.getLogger(__name__)
 

@@ -207,7 +207,7 @@ class LeaseClient:
             self._settings.event_ttl_seconds,
         ]
         result = self._retry(lambda: scripts.run(self._main, scripts.REQUEUE, args)).decode()
-        count_put_back(job.model, cause, result)
+        metrics.count_put_back(job.model, cause, result)
         return bool(result)
 
     def announce(self, info: WorkerInfo) -> None:
@@ -287,14 +287,6 @@ class LeaseClient:
                 log.warning("Redis is away, trying again: %s", error)
                 time.sleep(pause)
                 pause = min(pause * 2, 1.0)
-
-
-def count_put_back(model: str, cause: str, result: str) -> None:
-    """Counts what became of a job that left its worker without a result."""
-    if result == "requeued":
-        metrics.JOBS_REQUEUED.labels(cause).inc()
-    elif result in FROM_RQ:
-        metrics.JOBS_FINISHED.labels(model, FROM_RQ[result].value).inc()
 
 
 def _verdict(reply: int | Exception) -> Verdict:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from prometheus_client import Counter, Histogram
 
+from jobs.rq_record import FROM_RQ
+
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
 """Bucket bounds that fit a doorbell as well as a long clip."""
 
@@ -38,3 +40,11 @@ CANCEL_SECONDS = Histogram(
     "Seconds from the request to cancel a running job to its end.",
     buckets=SECONDS,
 )
+
+
+def count_put_back(model: str, cause: str, result: str) -> None:
+    """Counts what became of a job that left its worker without a result."""
+    if result == "requeued":
+        JOBS_REQUEUED.labels(cause).inc()
+    elif result in FROM_RQ:
+        JOBS_FINISHED.labels(model, FROM_RQ[result].value).inc()

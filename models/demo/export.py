@@ -64,8 +64,14 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 def _write_weights(path: Path, tensors: dict[str, Tensor]) -> None:
     plain = {name: tensor.bfloat16().contiguous() for name, tensor in tensors.items()}
+    _save(path, plain)
+
+
+def _save(path: Path, tensors: dict[str, Tensor]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(plain, path, metadata={"format": "pt"})
+    save_file(tensors, path, metadata={"format": "pt"})
+    # The library makes files that only their owner can read.
+    path.chmod(0o644)
 
 
 def fit_preview(latents: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +118,7 @@ def export(out: Path, autoencoder: Path, text_encoder: Path, transformer: Path) 
         )
         pictures = torch.cat([vae.decode(part) for part in latents.split(16)])
     weight, bias = fit_preview(latents * scale, pictures)
-    save_file({"weight": weight, "bias": bias}, out / "preview.safetensors")
+    _save(out / "preview.safetensors", {"weight": weight, "bias": bias})
 
 
 def main() -> None:

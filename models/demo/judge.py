@@ -25,8 +25,12 @@ from models.demo.shapes import SHAPES, coverage
 COLOUR_TOLERANCE = 36.0
 # Mean distance between outline and ideal outline, in radii.
 OUTLINE_TOLERANCE = 0.05
-# Pixels that are neither background nor foreground nor a mixture, as a share of the shape.
-STRAY_TOLERANCE = 0.08
+# Pixels further than this from every mixture of the two colours are stray; so many of them, as a
+# share of the shape, are let pass.
+STRAY_DISTANCE, STRAY_TOLERANCE = 60.0, 0.08
+# Pixels of the frame that may differ from its median: a faint line along the edge is let pass, a
+# second ground or noise is not.
+FRAME_TOLERANCE = 0.4
 POSITION_TOLERANCE = 0.09
 _MIN_AREA, _MAX_AREA = 0.004, 0.5
 _FIT_SIDE = 72
@@ -143,7 +147,7 @@ def _soft_mask(pixels: Tensor, background: Tensor, foreground: Tensor) -> tuple[
     offset = pixels - background[:, None, None]
     share = torch.einsum("chw,c->hw", offset, axis / axis.square().sum()).clamp(0.0, 1.0)
     mixture = background[:, None, None] + share * axis[:, None, None]
-    stray = (pixels - mixture).norm(dim=0) > COLOUR_TOLERANCE
+    stray = (pixels - mixture).norm(dim=0) > STRAY_DISTANCE
     return ((share - 0.1) / 0.8).clamp(0.0, 1.0), stray
 
 
@@ -156,7 +160,7 @@ def read(picture: Tensor) -> Reading:
     ground_name = _nearest_colour(background)
     if ground_name is None:
         return Reading(faults=("the frame has no colour of the palette",))
-    if ((frame - background).norm(dim=1) > COLOUR_TOLERANCE).float().mean() > 0.03:
+    if ((frame - background).norm(dim=1) > COLOUR_TOLERANCE).float().mean() > FRAME_TOLERANCE:
         return Reading(background=ground_name, faults=("the frame is not of one colour",))
     away = (pixels - background[:, None, None]).norm(dim=0) > COLOUR_TOLERANCE
     area = away.float().mean().item()

@@ -115,7 +115,7 @@ def evaluate(model: AutoencoderDC, seed: int = 7) -> float:
 def load_autoencoder(path: Path) -> AutoencoderDC:
     """The averaged autoencoder of a state file, channels-last, frozen."""
     state = load_state(path)
-    model = AutoencoderDC(CONFIG).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = AutoencoderDC(CONFIG).to(memory_format=torch.channels_last)
     model.load_state_dict({**state["model"], **state["average"]})
     return model.requires_grad_(False).eval()
 
@@ -135,7 +135,7 @@ def main() -> None:
         autoencoder_dc.rms_norm = torch.compile(autoencoder_dc.rms_norm, dynamic=True)
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
-    model = AutoencoderDC(CONFIG).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = AutoencoderDC(CONFIG).to(memory_format=torch.channels_last)
     if arguments.start:
         first = load_state(arguments.start)
         model.load_state_dict({**first["model"], **first["average"]})

@@ -139,7 +139,7 @@ def accuracy(encoder: CaptionEncoder, probes: Probes, *, instructed: bool) -> fl
 
 
 def main() -> None:
-    arguments = base_parser("Train the demo text encoder.").parse_args()
+    arguments = base_parser("Train the demo text encoder.", resumable=False).parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
     out: Path = arguments.out

@@ -21,8 +21,8 @@ from torch import Tensor, nn
 SAVE_EVERY_SECONDS = 90.0
 
 
-def base_parser(description: str) -> argparse.ArgumentParser:
-    """The options every training script takes."""
+def base_parser(description: str, *, resumable: bool = True) -> argparse.ArgumentParser:
+    """The options every training script takes; a short training need not be resumable."""
     parser = argparse.ArgumentParser(description=description)
     length = parser.add_mutually_exclusive_group(required=True)
     length.add_argument("--seconds", type=float, help="train for so long (of training time)")
@@ -30,7 +30,8 @@ def base_parser(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--out", type=Path, required=True, help="folder of states and results")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
+    if resumable:
+        parser.add_argument("--resume", action="store_true", help="go on from the state in --out")
     return parser
 
 

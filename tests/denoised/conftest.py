@@ -22,7 +22,7 @@ from tests.models.tiny import write_checkpoint
 # Long enough for a busy machine; reached only when something is broken.
 PATIENCE_SECONDS = 120.0
 
-LONG_STEPS = 600
+LONG_STEPS = 300
 LONG = {"prompt": "a long job", "num_inference_steps": LONG_STEPS}
 
 FAST = {

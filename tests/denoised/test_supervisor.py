@@ -186,34 +186,9 @@ def test_without_any_redis_the_three_ways_to_get_one_are_told(tmp_path, checkpoi
         assert way in line
 
 
-def test_a_command_without_a_server_starts_one_and_ends_it(tmp_path, checkpoint):
-    process = psutil.Popen(
-        [
-            *(sys.executable, "-m", "denoised", "run", str(checkpoint), "alone"),
-            *("--steps", str(LONG_STEPS), "-o", str(tmp_path / "a.png")),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment(DENOISED_DATA_DIR=str(tmp_path / "data"), DENOISED_PORT="1"),
-    )
-    with process:
-        lines = []
-        for line in process.stderr:
-            lines.append(line.strip())
-            if line.startswith("denoising"):
-                below = process.children(recursive=True)
-                break
-        process.stderr.read()
-    assert process.returncode == 0
-    assert lines[:2] == ["starting a private server", "loading tiny"]
-    assert (tmp_path / "a.png").exists()
-    assert len(below) >= 5
-    assert not any(child.is_running() for child in below)
-
-
-def test_a_killed_command_takes_its_private_server_along(tmp_path, checkpoint):
-    process = psutil.Popen(
+def run_alone(tmp_path, checkpoint):
+    """A `denoised run` of many seconds that finds no server."""
+    return psutil.Popen(
         [
             *(sys.executable, "-m", "denoised", "run", str(checkpoint), "alone"),
             *("--steps", str(LONG_STEPS), "-o", str(tmp_path / "a.png")),
@@ -223,13 +198,35 @@ def test_a_killed_command_takes_its_private_server_along(tmp_path, checkpoint):
         text=True,
         env=environment(DENOISED_DATA_DIR=str(tmp_path / "data"), DENOISED_PORT="1"),
     )
-    with process:
-        below = []
-        for line in process.stderr:
-            if line.startswith("denoising"):
-                below = process.children(recursive=True)
-                process.kill()
-                break
+
+
+def lines_until_denoising(process):
+    """What the command has said when its job takes its first steps."""
+    lines = []
+    for line in process.stderr:
+        lines.append(line.strip())
+        if line.startswith("denoising"):
+            return lines
+    raise AssertionError(lines)
+
+
+def test_a_command_without_a_server_starts_one_and_ends_it(tmp_path, checkpoint):
+    with run_alone(tmp_path, checkpoint) as process:
+        lines = lines_until_denoising(process)
+        below = process.children(recursive=True)
+        process.stderr.read()
+    assert process.returncode == 0
+    assert lines[:2] == ["starting a private server", "loading tiny"]
+    assert (tmp_path / "a.png").exists()
+    assert len(below) >= 5
+    assert not any(child.is_running() for child in below)
+
+
+def test_a_killed_command_takes_its_private_server_along(tmp_path, checkpoint):
+    with run_alone(tmp_path, checkpoint) as process:
+        lines_until_denoising(process)
+        below = process.children(recursive=True)
+        process.kill()
     assert len(below) >= 5
     until(lambda: not any(child.is_running() for child in below), "the private server ends")
 

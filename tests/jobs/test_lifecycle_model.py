@@ -226,7 +226,7 @@ def test_redis_agrees_with_the_model_whatever_happens(
     run_state_machine_as_test(
         Lifecycle,
         settings=hypothesis_settings(
-            max_examples=40,
+            max_examples=25,
             stateful_step_count=25,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -76,7 +76,7 @@ async def test_jobs_attempts_and_watchers_survive_a_killed_redis(
         beating = asyncio.create_task(asyncio.to_thread(worker.beat, [job]))
         await asyncio.sleep(0.2)
         assert not reporting.done()
-        await asyncio.to_thread(server.start)
+        server.start()
 
         assert await reporting == [Verdict.CONTINUE]
         assert await beating == [Verdict.CONTINUE]
@@ -112,7 +112,7 @@ async def test_a_finish_during_the_outage_is_written_once(
     )
     await asyncio.sleep(0.2)
     assert not finishing.done()
-    await asyncio.to_thread(server.start)
+    server.start()
     assert await finishing
     assert (await store.get(record.id)).status is Status.SUCCEEDED
     with connect(server.embedded.url) as direct:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -85,6 +86,8 @@ async def test_a_running_job_is_started_and_safe_from_rqs_clean_up(
     await store.submit(make_job())
     [claimed] = worker.claim([MODEL], 1)
     lapse(claimed)
+    registry = StartedJobRegistry(QUEUE, connection=redis_client, serializer=JSONSerializer)
+    registry.cleanup(timestamp=time.time() + 10**8)
     assert counts(redis_client) == {
         "queued": 0,
         "started": 1,
@@ -96,7 +99,6 @@ async def test_a_running_job_is_started_and_safe_from_rqs_clean_up(
     assert job.get_status() is JobStatus.STARTED
     assert job.worker_name == "worker-a"
     assert job.started_at is not None
-    registry = StartedJobRegistry(QUEUE, connection=redis_client)
     assert registry.get_job_and_execution_ids() == [(claimed.id, claimed.execution_id)]
     assert worker.finish(claimed, Outcome(Status.SUCCEEDED)), "not failed by RQ meanwhile"
 
