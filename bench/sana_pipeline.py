@@ -1,7 +1,7 @@
 """The warm Sana pipeline against diffusers on the same weights, and what batching brings.
 
 One process holds both pipelines; they take turns. "Pipeline" is prompt to pictures at the model's
-default size and 20 guided steps, "step" one denoise step inside it. Batching is ours alone: images
+default size in guided steps, "step" one denoise step inside it. Batching is ours alone: images
 per second of sixteen requests, denoised and decoded, in batches of 1 to 16.
 """
 
@@ -101,10 +101,12 @@ def run(
     threads: int = 1,
     device: str = "cpu",
     dtype: str = "float32",
+    steps: int = 20,
+    batching: bool = True,
 ) -> dict[str, Any]:
     """Milliseconds and ratios against diffusers, and images per second by batch size.
 
-    `checkpoint` is the bundled `sana-demo` unless given.
+    `checkpoint` is the bundled `sana-demo` unless given; `batching` asks for the second part.
     """
     torch.set_num_threads(threads)
     spec = discover(["sana-demo"])[0] if checkpoint is None else describe(checkpoint)
@@ -115,7 +117,7 @@ def run(
         negative_prompt="",
         width=spec.width.default,
         height=spec.height.default,
-        num_inference_steps=20,
+        num_inference_steps=steps,
         guidance_scale=spec.guidance_scale.default,
         num_images=1,
         seed=0,
@@ -135,15 +137,15 @@ def run(
         rounds=rounds,
     )
     # All steps inside the timed runs, which took turns; the first of each run is left out.
-    steps = {"diffusers": diffusers.step_seconds, "ours": ours.step_seconds}
+    step_seconds = {"diffusers": diffusers.step_seconds, "ours": ours.step_seconds}
     step_rows = [
         {
             "variant": name,
             "median_ms": statistics.median(seconds) * 1e3,
             "min_ms": min(seconds) * 1e3,
-            "ratio": statistics.median(seconds) / statistics.median(steps["diffusers"]),
+            "ratio": statistics.median(seconds) / statistics.median(step_seconds["diffusers"]),
         }
-        for name, seconds in steps.items()
+        for name, seconds in step_seconds.items()
     ]
     latents = torch.as_tensor(diffusers(request, "latent"))
     error = (ours.denoise(request).latents - latents).norm() / latents.norm()
@@ -151,6 +153,7 @@ def run(
         "model": spec.id,
         "device": device,
         "dtype": dtype,
+        "steps": steps,
         "threads": torch.get_num_threads(),
         "rounds": rounds,
         "pipeline": compare(whole, "diffusers"),
@@ -159,6 +162,7 @@ def run(
         "batching": [
             row
             for side in sorted({spec.width.minimum, spec.width.default})
+            if batching
             for row in _batching(ours, dataclasses.replace(request, width=side, height=side))
         ],
     }

@@ -22,9 +22,9 @@ class IntParameter(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     default: int
-    minimum: int
+    minimum: int = Field(ge=1)
     maximum: int
-    multiple_of: int = 1
+    multiple_of: int = Field(default=1, ge=1)
 
     @model_validator(mode="after")
     def _default_is_allowed(self) -> Self:

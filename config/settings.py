@@ -6,10 +6,11 @@ seconds, sizes bytes.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -64,6 +65,16 @@ class Settings(BaseSettings):
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("heartbeat_seconds")
+    @classmethod
+    def _beats_twice_in_a_lease(cls, value: float, info: ValidationInfo) -> float:
+        lease = info.data.get("lease_seconds", math.inf)
+        if value > lease / 2:
+            raise ValueError(
+                f"must be at most half of lease_seconds ({lease:g}), or living workers lose jobs"
+            )
         return value
 
     @property

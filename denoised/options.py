@@ -68,7 +68,7 @@ def load_settings(**flags: Any) -> Settings:
 
 
 def discover_models(settings: Settings) -> tuple[ModelSpec, ...]:
-    """The specs of the configured models. Raises CommandError (exit code 2) if one is unusable."""
+    """The specs of the configured models. Raises CommandError (exit code 2) if none is usable."""
     from models.catalogue import discover
     from models.errors import CheckpointError
 

@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
+from urllib.parse import quote
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -81,7 +82,7 @@ class EmbeddedRedis:
 
     def __init__(self, directory: Path, process: subprocess.Popen[bytes], socket: Path) -> None:
         self.directory = directory
-        self.url = f"unix://{socket}?db=0"
+        self.url = f"unix://{quote(os.fspath(socket))}?db=0"
         self._process = process
 
     @classmethod

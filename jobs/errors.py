@@ -21,6 +21,11 @@ UNREACHABLE: tuple[type[Exception], ...] = (
 """Redis errors that say "not now" rather than "you asked for something wrong"."""
 
 
+def is_away(error: Exception) -> bool:
+    """Whether `error` says "not now": one of `UNREACHABLE`, or that Redis cannot write its disk."""
+    return isinstance(error, UNREACHABLE) or str(error).startswith("MISCONF")
+
+
 class JobError(Exception):
     """Base of everything the job layer raises on purpose."""
 
@@ -96,5 +101,7 @@ def store_errors() -> Iterator[None]:
     """Turns Redis being away into `StoreUnavailable`; errors of our own making pass through."""
     try:
         yield
-    except UNREACHABLE as error:
+    except redis_errors.RedisError as error:
+        if not is_away(error):
+            raise
         raise StoreUnavailable(f"Redis cannot be reached: {error}") from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -20,6 +21,7 @@ from jobs import keys, scripts
 from jobs.blobs import ExecutionBlobs, FileBlobStore, job_prefix
 from jobs.lease import WORKER_LOST_TRACE
 from jobs.metrics import count_put_back
+from jobs.worker_registry import forget_dead
 
 log = logging.getLogger(__name__)
 
@@ -42,7 +44,7 @@ class Keeper:
     """Housekeeping over one Redis and one blob store.
 
     `orphan_grace_seconds`: how long blobs of a fenced-off execution are left alone;
-    `sweep_seconds`: least time between two walks over the blob store.
+    `sweep_seconds`: least time between two walks over the blob store and the list of workers.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Keeper:
         orphans = 0
         if time.monotonic() >= self._next_sweep:
             orphans = self._sweep()
+            forget_dead(self._redis)
             self._next_sweep = time.monotonic() + self._sweep_seconds
         return KeeperReport(
             requeued=tuple(settled["requeued"]),
@@ -105,7 +108,7 @@ class Keeper:
         for job_id, model, result in scripts.run(self._redis, scripts.REAP, args):
             settled[result.decode()].append(job_id.decode())
             count_put_back(model.decode(), "lease_lapsed", result.decode())
-            log.warning("job %s lost its worker: %s", job_id.decode(), result.decode())
+            log.warning("took job %s back: %s", job_id.decode(), result.decode())
         return settled
 
     def _expire(self) -> int:
@@ -116,7 +119,9 @@ class Keeper:
         if not due:
             return 0
         for job_id in due:
-            self._blobs.delete_prefix(job_prefix(job_id))
+            # A stranger's id that is no key has no blobs, and must not stop the keeper.
+            with suppress(ValueError):
+                self._blobs.delete_prefix(job_prefix(job_id))
         return int(scripts.run(self._redis, scripts.EXPIRE, due))
 
     def _sweep(self) -> int:

@@ -17,12 +17,12 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 from redis import Redis
-from redis.exceptions import AuthenticationError, AuthorizationError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 
 from config.settings import Settings
 from jobs import keys, metrics, scripts, worker_registry
 from jobs.connections import connect
-from jobs.errors import UNREACHABLE, ForeignJob, StoreUnavailable
+from jobs.errors import ForeignJob, StoreUnavailable, is_away
 from jobs.event_log import preview_fragment, progress_fragment
 from jobs.rq_record import (
     FROM_RQ,
@@ -70,12 +70,22 @@ class LeaseClient:
     """One worker's connection to the queue: one for its main thread, one for its heartbeat.
 
     `worker` is the name that records show. All methods but `beat` and `announce` belong to the main
-    thread. Each raises `StoreUnavailable` after Redis has been away for a minute.
+    thread. Each raises `StoreUnavailable` after Redis has been away for a minute, or at once while
+    `gives_up` says so.
     """
 
-    def __init__(self, redis_url: str, settings: Settings, worker: str) -> None:
+    def __init__(
+        self,
+        redis_url: str,
+        settings: Settings,
+        worker: str,
+        *,
+        gives_up: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._settings = settings
         self._worker = worker
+        self._gives_up = gives_up
+        self._unanswered_claim: str | None = None
         self._main = connect(redis_url)
         self._heartbeat = connect(redis_url)
 
@@ -84,6 +94,8 @@ class LeaseClient:
         models: Sequence[str],
         limit: int,
         priorities: Collection[Priority] = tuple(Priority),
+        *,
+        retry_seconds: float = RETRY_SECONDS,
     ) -> list[ClaimedJob]:
         """Takes up to `limit` waiting jobs of these models, most urgent first; may return none.
 
@@ -91,9 +103,10 @@ class LeaseClient:
         is more urgent than all it holds.
 
         Each counts as an attempt and is leased for `settings.lease_seconds`. Jobs that did not come
-        from our submit script are failed here and never returned.
+        from our submit script are failed here and never returned. After `StoreUnavailable` the next
+        call brings what this one may have been granted.
         """
-        claim_id = uuid.uuid4().hex
+        self._unanswered_claim = claim_id = self._unanswered_claim or uuid.uuid4().hex
         args: list[scripts.Argument] = [
             self._worker,
             claim_id,
@@ -104,7 +117,10 @@ class LeaseClient:
         for priority, allowance in ALLOWANCE_SECONDS.items():
             for model in models if priority in priorities else ():
                 args += [keys.queue_name(model, priority), int(allowance * 1e6)]
-        now_us, granted = self._retry(lambda: scripts.run(self._main, scripts.CLAIM, args))
+        now_us, granted = self._retry(
+            lambda: scripts.run(self._main, scripts.CLAIM, args), retry_seconds
+        )
+        self._unanswered_claim = None
         claimed = []
         for fields in granted:
             job = self._accept(fields, int(now_us))
@@ -225,17 +241,17 @@ class LeaseClient:
 
     def _accept(self, fields: Sequence[bytes | None], now_us: int) -> ClaimedJob | None:
         """The claimed job, or None after failing a record that we did not submit."""
-        job_id, execution_id, queue, data, model, priority, deterministic, attempt = (
-            (field or b"") for field in fields[:8]
+        job_id, execution_id, queue, data, model, deterministic, attempt = (
+            (field or b"") for field in fields[:7]
         )
         created_at, enqueued_at = (
-            parse_time(text.decode()) if text else time_from_us(now_us) for text in fields[8:]
+            parse_time(text.decode()) if text else time_from_us(now_us) for text in fields[7:]
         )
         job = ClaimedJob(
             id=job_id.decode(),
             model=model.decode(),
             input={},
-            priority=Priority(priority.decode() or Priority.STANDARD),
+            priority=keys.split_queue_name(queue.decode())[1],
             deterministic=deterministic == b"1",
             attempt=int(attempt),
             execution_id=execution_id.decode(),
@@ -281,8 +297,10 @@ class LeaseClient:
                 return operation()
             except (AuthenticationError, AuthorizationError) as error:
                 raise StoreUnavailable(f"Redis refuses this client: {error}") from error
-            except UNREACHABLE as error:
-                if time.monotonic() + pause > deadline:
+            except RedisError as error:
+                if not is_away(error):
+                    raise
+                if self._gives_up() or time.monotonic() + pause > deadline:
                     raise StoreUnavailable(f"Redis cannot be reached: {error}") from error
                 log.warning("Redis is away, trying again: %s", error)
                 time.sleep(pause)

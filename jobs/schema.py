@@ -7,7 +7,6 @@ every refusal names the field and the range it may take.
 
 from __future__ import annotations
 
-import math
 import secrets
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -22,6 +21,10 @@ from config.model_spec import FloatParameter, IntParameter, ModelSpec
 from jobs.errors import FieldError, InvalidInput
 
 MAX_SEED = 2**32 - 1
+SEED_HELP = (
+    "Seed of the first picture, drawn at random when absent; picture i uses seed + i, "
+    f"and seed + num_images - 1 is at most {MAX_SEED}."
+)
 OUTPUT_FORMATS = ("png", "jpeg", "webp")
 SHOWN_CHARS = 40
 """How much of a refused value is repeated in the message."""
@@ -49,8 +52,16 @@ def resolve_input(spec: ModelSpec, raw: Mapping[str, Any]) -> dict[str, Any]:
         details = error.errors(include_url=False, include_context=False)
         refused = [_field_error(spec, detail) for detail in details[:MAX_ERRORS]]
         raise InvalidInput(refused[0].param, refused[0].message, refused) from None
+    # Image i uses seed + i, which must be a seed of its own for its recipe to be submitted again.
+    last = MAX_SEED + 1 - resolved["num_images"]
     if resolved["seed"] is None:
-        resolved["seed"] = secrets.randbelow(MAX_SEED + 1)
+        resolved["seed"] = secrets.randbelow(last + 1)
+    elif resolved["seed"] > last:
+        raise InvalidInput(
+            "input.seed",
+            f"input.seed must be a whole number from 0 to {last} for {resolved['num_images']} "
+            f"images, since image i uses seed + i; got {resolved['seed']}",
+        )
     return resolved
 
 
@@ -95,7 +106,7 @@ def _input_model(spec: ModelSpec) -> type[BaseModel]:
         "num_images": _int_field(spec.num_images, "Pictures, each with a seed of its own."),
         "seed": (
             int | None,
-            Field(None, ge=0, le=MAX_SEED, description="Drawn at random when absent."),
+            Field(None, ge=0, le=MAX_SEED, description=SEED_HELP),
         ),
         "sampler": (
             Annotated[samplers, Field(strict=False)],
@@ -194,7 +205,7 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, float):
-        return f"{value:g}" if math.isfinite(value) else str(value)
+        return repr(value)
     if isinstance(value, int):
         return str(value) if abs(value) < 10**SHOWN_CHARS else "a far larger number"
     if isinstance(value, Mapping):

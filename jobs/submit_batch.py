@@ -13,7 +13,7 @@ from typing import Any
 from redis.asyncio import Redis
 
 from jobs import scripts
-from jobs.errors import UNREACHABLE, StoreUnavailable
+from jobs.errors import StoreUnavailable, is_away
 
 LARGEST_BATCH = 128
 
@@ -48,7 +48,7 @@ class SubmitBatch:
             for (_, future), reply in zip(batch, replies, strict=True):
                 if future.done():
                     continue
-                if isinstance(reply, UNREACHABLE):
+                if isinstance(reply, Exception) and is_away(reply):
                     reply = StoreUnavailable(f"Redis cannot be reached: {reply}")
                 if isinstance(reply, Exception):
                     future.set_exception(reply)

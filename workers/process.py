@@ -27,7 +27,7 @@ from config.model_spec import ModelSpec
 from config.settings import Settings
 from jobs.blobs import FileBlobStore
 from jobs.errors import StoreUnavailable
-from jobs.lease import LeaseClient
+from jobs.lease import RETRY_SECONDS, LeaseClient
 from jobs.types import ClaimedJob, Priority, Usage, Verdict
 from jobs.worker_registry import WorkerInfo
 from models import loading
@@ -39,7 +39,7 @@ from workers.engine import Engine
 from workers.heartbeat import Heartbeat, Pulse
 from workers.residency import Residents
 from workers.results import ResultWriter
-from workers.steady_sink import SteadySink
+from workers.steady_sink import PAUSE_SECONDS, SteadySink
 
 log = structlog.get_logger(__name__)
 
@@ -79,14 +79,20 @@ def run_worker(
 
 
 class StopSignals:
-    """Counts SIGTERM and SIGINT; what that means is decided at the next step boundary."""
+    """Counts SIGTERM and SIGINT; what that means is decided at the next step boundary.
+
+    `first_at` is when the first came, on the monotonic clock.
+    """
 
     def __init__(self) -> None:
         self.count = 0
+        self.first_at = 0.0
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._note)
 
     def _note(self, _signum: int, _frame: FrameType | None) -> None:
+        if self.count == 0:
+            self.first_at = time.monotonic()
         self.count += 1
 
 
@@ -101,7 +107,7 @@ class Worker:
         self._device = device
         self._signals = StopSignals()
         self._pulse = Pulse()
-        self._lease = LeaseClient(redis_url, settings, self.name)
+        self._lease = LeaseClient(redis_url, settings, self.name, gives_up=self._is_leaving)
         self._sink = SteadySink(self._lease, self._pulse)
         self._residents = Residents()
         self._engine: Engine | None = None
@@ -131,7 +137,7 @@ class Worker:
         residents.load(specs, self._device, self._settings.data_dir / "checkpoints.json", load)
         if not residents.pipelines:
             self._heartbeat.stop()
-            self._lease.announce(self._describe())
+            self._sign(lambda: self._lease.announce(self._describe()))
             return EXIT_NO_MODEL
         self._engine = Engine(
             residents.pipelines,
@@ -147,11 +153,15 @@ class Worker:
         log.info("worker is ready", worker=self.name, models=[*residents.pipelines])
         status = self._serve(self._engine)
         self._heartbeat.stop()
+        self._sign(self._lease.retire)
+        return status
+
+    def _sign(self, entry: Callable[[], None]) -> None:
+        """The last entry in the registry, for which no worker stays."""
         try:
-            self._lease.retire()
+            entry()
         except StoreUnavailable as error:
             log.warning("could not sign off", error=str(error))
-        return status
 
     def _serve(self, engine: Engine) -> int:
         cause, refund, status = "drained", True, 0
@@ -189,8 +199,18 @@ class Worker:
         ranks = engine.open_ranks()
         if ranks == 0:
             return
-        with self._pulse.waiting():
-            jobs = self._lease.claim([*self._residents.pipelines], 1, [*Priority][:ranks])
+        models, classes = [*self._residents.pipelines], [*Priority][:ranks]
+        try:
+            with self._pulse.waiting():
+                jobs = self._lease.claim(
+                    models, 1, classes, retry_seconds=RETRY_SECONDS if engine.is_idle else 0
+                )
+        except StoreUnavailable:
+            if engine.is_idle:
+                raise
+            # What is held steps on; its reports find out when Redis is back.
+            self._next_claim = now + PAUSE_SECONDS
+            return
         for job in jobs:
             engine.admit(job)
             self._pulse.beat()
@@ -214,9 +234,16 @@ class Worker:
         self._state = "draining"
         self._heartbeat.hurry()
         log.info("draining", jobs=len(engine.held()), seconds=self._settings.drain_seconds)
-        deadline = time.monotonic() + self._settings.drain_seconds
-        while not engine.is_idle and self._signals.count == 1 and time.monotonic() < deadline:
+        while not self._is_leaving():
             self._turn(engine)
+
+    def _is_leaving(self) -> bool:
+        """True once told to stop, and nothing is held or the grace for it is over."""
+        signals = self._signals
+        if signals.count != 1:
+            return signals.count > 1
+        is_over = time.monotonic() >= signals.first_at + self._settings.drain_seconds
+        return is_over or not self._held()
 
     def _hand_back(self, engine: Engine, cause: str, *, refund: bool) -> None:
         for job, usage in engine.evict():

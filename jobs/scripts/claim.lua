@@ -8,8 +8,8 @@ local memo = 'denoised:claim:' .. claim
 local granted = {}
 
 local function grant(id, exec)
-  local v = redis.call('HMGET', job_key(id), 'origin', 'data', 'model', 'priority',
-    'deterministic', 'attempt', 'created_at', 'enqueued_at')
+  local v = redis.call('HMGET', job_key(id), 'origin', 'data', 'model', 'deterministic',
+    'attempt', 'created_at', 'enqueued_at')
   granted[#granted + 1] = { id, exec, unpack(v) }
 end
 

@@ -21,6 +21,10 @@ if status == 'canceled' then
 else
   local result = status == 'finished' and { 'type', '1', 'return_value', ARGV[7] }
     or { 'type', '2', 'exc_string', ARGV[8] }
+  -- The last reports may have been lost while Redis was away.
+  if status == 'finished' then
+    redis.call('HSET', job_key(id), 'step', redis.call('HGET', job_key(id), 'total_steps') or 0)
+  end
   settle(id, job, exec, { status = status, error = ARGV[4], outputs = ARGV[5],
     extra = ARGV[6], result = result }, ttl, event_ttl)
 end

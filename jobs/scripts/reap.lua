@@ -1,4 +1,5 @@
 -- Takes jobs back whose lease has lapsed: front of the queue, or failed when attempts are used up.
+-- Also ends what RQ's tools cancelled while it was queued: they write no event and no expiry.
 -- After a Redis restart the leases on disk are old while the workers live: nothing is reaped until
 -- the server has been up long enough for every living worker to have beaten its heart.
 -- ARGV: lease seconds, most jobs per call, trace for worker_lost, ttl, event ttl
@@ -14,7 +15,24 @@ for _, member in ipairs(redis.call('ZRANGEBYSCORE', 'denoised:wip', '-inf', now,
     reaped[#reaped + 1] = { id, job.model or '',
       put_back(id, job, '', 'lease_lapsed', false, ARGV[3], ARGV[4], ARGV[5]) }
   else
+    -- A lease whose job is gone (deleted by RQ's tools) or was claimed anew.
     redis.call('ZREM', 'denoised:wip', member)
+    for _, name in ipairs(redis.call('SMEMBERS', 'denoised:queues')) do
+      redis.call('ZREM', 'rq:wip:' .. name, member)
+    end
+  end
+end
+for _, name in ipairs(redis.call('SMEMBERS', 'denoised:queues')) do
+  -- RQ enters them as of now, our scripts in the future. One under a lease is its worker's to end.
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'rq:canceled:' .. name, '-inf', now,
+      'LIMIT', 0, ARGV[2])) do
+    local job = load_job(id)
+    if not job then
+      redis.call('ZREM', 'rq:canceled:' .. name, id)
+    elseif job.status == 'canceled' and not job.exec and not job.final_event then
+      settle_cancelled(id, job, '', CANCELLED_WHILE_QUEUED, ARGV[4], ARGV[5])
+      reaped[#reaped + 1] = { id, job.model or '', 'canceled' }
+    end
   end
 end
 return reaped

@@ -221,10 +221,10 @@ def random_scene(asked: Asked, rng: random.Random) -> Scene:
     if background is None:
         background = rng.choice([name for name in COLOUR_NAMES if name != asked.colour])
     if asked.size is None:
-        radius = SIZES["medium"] * rng.uniform(0.85, 1.18)
+        radius = SIZES["medium"] * rng.uniform(0.94, 1.06)
     else:
         radius = SIZES[asked.size] * rng.uniform(0.98, 1.02)
     x, y = POSITIONS[asked.position or "center"]
-    reach = 0.006 if asked.position else 0.06
+    reach = 0.006 if asked.position else 0.02
     center = (x + rng.uniform(-reach, reach), y + rng.uniform(-reach, reach))
     return Scene(asked.shape, asked.colour, background, center, radius)

@@ -286,15 +286,12 @@ class Decoder(nn.Module):
 
 
 class AutoencoderDC(nn.Module):
-    """DC-AE with its encoder left out on request: text to image needs only the decoder.
+    """DC-AE. Where pictures are only made, `encoder` may be set to None and takes no memory."""
 
-    Without `with_encoder`, the `encoder.*` tensors of a checkpoint have no place here.
-    """
-
-    def __init__(self, config: AutoencoderDCConfig, *, with_encoder: bool = True) -> None:
+    def __init__(self, config: AutoencoderDCConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config) if with_encoder else None
+        self.encoder: Encoder | None = Encoder(config)
         self.decoder = Decoder(config)
 
     def encode(self, pictures: Tensor) -> Tensor:
@@ -304,7 +301,7 @@ class AutoencoderDC(nn.Module):
         multiply by `config.scaling_factor` for the transformer.
         """
         if self.encoder is None:
-            raise RuntimeError("this autoencoder was built without its encoder")
+            raise RuntimeError("the encoder of this autoencoder was dropped")
         ratio = self.config.spatial_compression_ratio
         height, width = pictures.shape[-2:]
         if height % ratio or width % ratio:

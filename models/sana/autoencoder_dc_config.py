@@ -83,6 +83,7 @@ class AutoencoderDCConfig:
         return built
 
     def _check(self) -> None:
+        self._check_numbers()
         choices: list[tuple[str, tuple[str, ...], tuple[str, ...]]] = [
             ("encoder_block_types", self.encoder_block_types, BLOCKS),
             ("decoder_block_types", self.decoder_block_types, BLOCKS),
@@ -95,8 +96,34 @@ class AutoencoderDCConfig:
             for value in given:
                 if value not in allowed:
                     raise ValueError(f"DC-AE config: {name} is {value!r}, must be one of {allowed}")
+        levels = len(self.encoder_block_out_channels)
+        for name in (f.name for f in fields(self)):
+            value = getattr(self, name)
+            if isinstance(value, tuple) and len(value) != levels:
+                raise ValueError(
+                    f"DC-AE config: {name} has {len(value)} entries, must have {levels}, "
+                    "one a level"
+                )
+
+    def _check_numbers(self) -> None:
+        factor = self.scaling_factor
+        is_number = isinstance(factor, int | float) and not isinstance(factor, bool)
+        if not is_number or not 0 < factor < float("inf"):
+            raise ValueError(f"DC-AE config: scaling_factor is {factor!r}, must be above 0")
+        least = {"in_channels": 1, "latent_channels": 1, "attention_head_dim": 1}
         for side in ("encoder", "decoder"):
-            levels = len(getattr(self, f"{side}_block_out_channels"))
-            for part in ("block_types", "layers_per_block", "qkv_multiscales"):
-                if len(getattr(self, f"{side}_{part}")) != levels:
-                    raise ValueError(f"DC-AE config: {side}_{part} must have {levels} entries")
+            least[f"{side}_block_out_channels"] = 1
+            least[f"{side}_layers_per_block"] = 0
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if isinstance(number, bool) or not isinstance(number, int) or number < minimum:
+                    raise ValueError(
+                        f"DC-AE config: {name} is {value!r}, must be whole, at least {minimum}"
+                    )
+        for side in ("encoder", "decoder"):
+            for size in (n for scales in getattr(self, f"{side}_qkv_multiscales") for n in scales):
+                if isinstance(size, bool) or not isinstance(size, int) or size % 2 != 1:
+                    raise ValueError(
+                        f"DC-AE config: {side}_qkv_multiscales has {size!r}, must be odd"
+                    )

@@ -45,6 +45,8 @@ class Gemma2Config:
         computation and is not supported.
         """
         rope = config.get("rope_parameters") or {}
+        if not isinstance(rope, Mapping):
+            raise ValueError(f"rope_parameters is {rope!r}, must be an object")
         layers = config.get("num_hidden_layers", cls.num_hidden_layers)
         for key, value, supported in (
             ("hidden_activation", config.get("hidden_activation"), (None, "gelu_pytorch_tanh")),

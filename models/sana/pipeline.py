@@ -79,16 +79,16 @@ class SanaPipeline:
         """Load every component of `spec.source` onto `device`.
 
         The transformer runs in `dtype`; text encoder and autoencoder too, except that they take
-        bfloat16 for float16, in which their activations overflow. Only the decoder half of the
-        autoencoder is loaded. Raises CheckpointError naming the component's file and the tensor,
-        UnsupportedCheckpoint when the folder holds another kind of model.
+        bfloat16 for float16, in which their activations overflow. The encoder half of the
+        autoencoder is checked, not loaded. Raises CheckpointError naming the component's file and
+        the tensor, UnsupportedCheckpoint when the folder holds another kind of model.
         """
         device = torch.device(device)
         checkpoint = SanaCheckpoint.read(spec.source)
         wide = torch.bfloat16 if dtype == torch.float16 else dtype
         with skeleton():
             transformer = SanaTransformer(checkpoint.transformer)
-            autoencoder = AutoencoderDC(checkpoint.autoencoder, with_encoder=False)
+            autoencoder = AutoencoderDC(checkpoint.autoencoder)
         variant = spec.variant
         load_module(
             transformer, spec.source / "transformer", device=device, dtype=dtype, variant=variant
@@ -101,6 +101,7 @@ class SanaPipeline:
             variant=variant,
             left_out=("encoder.",),
         )
+        autoencoder.encoder = None
         encoder = _checked_text_encoder(spec, checkpoint, device, wide) if text_encoder else None
         preview = LatentPreview.load(spec.source, checkpoint.transformer.in_channels, device)
         return cls(
@@ -220,7 +221,11 @@ class SanaPipeline:
 
     @torch.inference_mode()
     def decode(self, generation: Generation) -> list[Image.Image]:
-        """The finished pictures, at the requested size. Raises ValueError before the last step."""
+        """The finished pictures, at the requested size.
+
+        Raises ValueError before the last step, and ArithmeticError for pictures that are not
+        finite: weights are damaged, or overflow the precision they run in.
+        """
         if not generation.is_done:
             raise ValueError(
                 f"generation is at step {generation.step_index} of {generation.num_steps}"
@@ -233,7 +238,10 @@ class SanaPipeline:
         at_once = max(1, _PIXELS_PER_DECODE // pixels)
         images: list[Image.Image] = []
         for part in latents.split(at_once):
-            images.extend(to_images(self.autoencoder.decode(part)))
+            pictures = self.autoencoder.decode(part)
+            if not pictures.isfinite().all():
+                raise ArithmeticError("the pictures hold values that are not finite numbers")
+            images.extend(to_images(pictures))
         return images
 
     def _conditioning(self, members: list[SanaGeneration]) -> BatchConditioning:

@@ -116,7 +116,7 @@ class SanaTextEncoder:
         # with the prompt's first word.
         start = len(prefix.token_ids) - 1
         limit = start + MAX_SEQUENCE_LENGTH - 1
-        token_ids = self._tokenizer.encode(self._instruction + text).ids[:limit]
+        token_ids = self._token_ids(self._instruction + text)[:limit]
         reuse = min(_common_length(token_ids, prefix.token_ids), start)
         bos = prefix.hidden_states[:1]
         if len(token_ids) <= start:
@@ -125,13 +125,23 @@ class SanaTextEncoder:
         return torch.cat([bos, states[start - reuse :]])
 
     def _encode_negative(self, text: str) -> Tensor:
-        token_ids = self._tokenizer.encode(text).ids[:MAX_SEQUENCE_LENGTH]
+        token_ids = self._token_ids(text)[:MAX_SEQUENCE_LENGTH]
         return self._stack.hidden_states(token_ids).clone()
 
     def _instruction_prefix(self) -> Prefix:
         if self._prefix is None:
-            self._prefix = self._stack.prefix(self._tokenizer.encode(self._instruction).ids)
+            self._prefix = self._stack.prefix(self._token_ids(self._instruction))
         return self._prefix
+
+    def _token_ids(self, text: str) -> list[int]:
+        token_ids: list[int] = self._tokenizer.encode(text).ids
+        # Listing a whole vocabulary at load takes seconds, and a GPU does not survive a bad index.
+        if (largest := max(token_ids)) >= self._stack.vocab_size:
+            raise CheckpointError(
+                f"tokenizer.json: has token {largest}, the text encoder embeds only "
+                f"{self._stack.vocab_size}"
+            )
+        return token_ids
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:

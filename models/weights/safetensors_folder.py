@@ -39,17 +39,17 @@ def load_module(
     """Fill `module` (built on the meta device) with the weights of `folder`, frozen, in place.
 
     Floating-point tensors are cast to `dtype`; others keep theirs. `variant` picks one of several
-    copies of the weights; see `weight_files`. Tensors whose names begin with one of `left_out`
-    belong to a part that was not built and are passed over. Raises CheckpointError naming the file
-    and, where one is at fault, the tensor: missing, unexpected, duplicate, of another shape, or
-    unreadable.
+    copies of the weights; see `weight_files`. Parameters whose names begin with one of `left_out`
+    are checked like the others, but stay on the meta device. Raises CheckpointError naming the file
+    and, where one is at fault, the tensor: missing, unexpected, duplicate, of another shape or kind
+    of number, or unreadable.
     """
     files = weight_files(folder, variant)
     expected = module.state_dict()
     found: dict[str, Tensor] = {}
     origin: dict[str, Path] = {}
     for path in files:
-        for name, tensor in read_tensors(path, left_out):
+        for name, tensor in read_tensors(path):
             if name in found:
                 raise CheckpointError(
                     f"{path}: tensor {name!r} is stored twice, also in {origin[name].name}"
@@ -59,6 +59,11 @@ def load_module(
                     f"{path}: tensor {name!r} has shape {_shape(tensor)}, "
                     f"the configuration asks for {_shape(expected[name])}"
                 )
+            if name in expected and not _same_kind(tensor.dtype, expected[name].dtype):
+                raise CheckpointError(
+                    f"{path}: tensor {name!r} holds {tensor.dtype}, "
+                    f"which is no form of {expected[name].dtype}"
+                )
             origin[name] = path
             found[name] = tensor
     where = files[0] if len(files) == 1 else folder
@@ -66,8 +71,12 @@ def load_module(
         raise CheckpointError(f"{where}: lacks {_listed(missing)} of the architecture")
     if unexpected := [name for name in found if name not in expected]:
         raise CheckpointError(f"{where}: holds {_listed(unexpected)} unknown to the architecture")
-    placed = {name: _placed(tensor, device, dtype) for name, tensor in found.items()}
-    module.load_state_dict(placed, strict=True, assign=True)
+    placed = {
+        name: _placed(tensor, device, dtype)
+        for name, tensor in found.items()
+        if not name.startswith(left_out)
+    }
+    module.load_state_dict(placed, strict=not left_out, assign=True)
     module.requires_grad_(False).eval()
 
 
@@ -91,8 +100,8 @@ def weight_files(folder: Path, variant: str | None = None) -> tuple[Path, ...]:
     return _shards(chosen) if chosen.suffix == ".json" else (chosen,)
 
 
-def read_tensors(path: Path, left_out: tuple[str, ...] = ()) -> Iterator[tuple[str, Tensor]]:
-    """Name and mapped tensor of everything in one file, but for names beginning as in `left_out`.
+def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    """Name and mapped tensor of everything in one file.
 
     Raises CheckpointError naming the file when it is missing, damaged or truncated; all tensors are
     checked to lie inside the file before the first is given out.
@@ -101,8 +110,7 @@ def read_tensors(path: Path, left_out: tuple[str, ...] = ()) -> Iterator[tuple[s
         with safe_open(path, framework="pt", device="cpu") as handle:
             names = handle.keys()
             for name in names:
-                if not name.startswith(left_out):
-                    yield name, handle.get_tensor(name)
+                yield name, handle.get_tensor(name)
     except SafetensorError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: damaged or truncated safetensors file: {reason}") from error
@@ -147,6 +155,11 @@ def _is_plain_file_name(name: Any) -> bool:
         and "\\" not in name
         and "\0" not in name
     )
+
+
+def _same_kind(found: torch.dtype, wanted: torch.dtype) -> bool:
+    """Whether numbers can be cast without a meaning being lost: whole numbers may be quantised."""
+    return found.is_floating_point == wanted.is_floating_point and not found.is_complex
 
 
 def _placed(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 
+from jobs.event_log import parse_stream_id
 from server.documentation import EVENT_STREAM, problems
 from server.problems import FieldError, invalid_fields
 from server.routes.jobs import JobId
@@ -14,8 +14,6 @@ from server.services import ServicesDep
 from server.sse import EventStreamResponse, event_stream
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
-
-_EVENT_ID = re.compile(r"\d{1,19}-\d{1,19}")
 
 
 @router.get(
@@ -48,16 +46,13 @@ async def watch_job(
     without a terminal event: reconnect and nothing is missed or repeated.
     """
     resume = last_event_id or after or None
-    if resume is not None and not _EVENT_ID.fullmatch(resume):
-        name = "Last-Event-ID" if last_event_id else "after"
-        raise invalid_fields(
-            [
-                FieldError(
-                    param=name,
-                    message=f"{name} must be the id of an event, such as 1700000000000-0",
-                )
-            ]
-        )
+    if resume is not None:
+        try:
+            parse_stream_id(resume)
+        except ValueError:
+            name = "Last-Event-ID" if last_event_id else "after"
+            message = f"{name} must be the id of an event, such as 1700000000000-0"
+            raise invalid_fields([FieldError(param=name, message=message)]) from None
     await services.store.get(job_id)
     events = services.hub.watch(job_id, after=resume)
     return EventStreamResponse(

@@ -38,7 +38,9 @@ def run(worker: LeaseClient, job: ClaimedJob, steps: int, seconds: float) -> Non
 
 def main() -> None:
     url, name, steps, seconds = sys.argv[1:]
-    worker = LeaseClient(url, Settings(redis_url=url, lease_seconds=1.0), name)
+    worker = LeaseClient(
+        url, Settings(redis_url=url, lease_seconds=1.0, heartbeat_seconds=0.5), name
+    )
     say("ready")
     while True:
         for job in worker.claim(MODELS, 1):

@@ -71,6 +71,14 @@ def test_data_survives_a_restart_and_a_kill(tmp_path: Path) -> None:
         assert client.config_get("port")["port"] == "0", "no TCP port is opened"
 
 
+def test_a_directory_may_have_any_name(tmp_path: Path) -> None:
+    with (
+        EmbeddedRedis.start(tmp_path / "50%25 off? #1 \u00e4") as server,
+        connect(server.url) as client,
+    ):
+        assert client.ping()
+
+
 def test_the_directory_and_the_socket_are_for_this_user_only(tmp_path: Path) -> None:
     with EmbeddedRedis.start(tmp_path / "a" / "redis") as server:
         assert stat.S_IMODE(server.directory.stat().st_mode) == 0o700

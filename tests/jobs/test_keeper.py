@@ -20,6 +20,7 @@ from jobs.keeper import Keeper, KeeperReport
 from jobs.lease import LeaseClient
 from jobs.store import JobStore
 from jobs.types import ClaimedJob, ErrorCode, NewJob, Outcome, Output, Status
+from jobs.worker_registry import WorkerInfo, announce
 
 MODEL = "test-model"
 MakeJob = Callable[..., NewJob]
@@ -88,6 +89,49 @@ async def test_a_stray_lease_is_dropped_and_its_job_left_alone(
     assert keeper.run_once() == KeeperReport()
     assert redis_client.zcard("denoised:wip") == 1
     assert worker.finish(job, Outcome(Status.SUCCEEDED))
+
+
+async def test_a_running_job_that_was_deleted_from_outside_leaves_nothing_running(
+    store: JobStore,
+    redis_client: Redis,
+    make_job: MakeJob,
+    worker: LeaseClient,
+    keeper: Keeper,
+    lapse: Lapse,
+) -> None:
+    await store.submit(make_job())
+    [job] = worker.claim([MODEL], 1)
+    redis_client.delete(f"rq:job:{job.id}")
+    lapse(job)
+    assert keeper.run_once() == KeeperReport()
+    assert (await store.stats()).running == 0
+
+
+def test_workers_that_died_are_taken_off_rqs_sets(redis_client: Redis, keeper: Keeper) -> None:
+    dead, living = (
+        WorkerInfo(name=name, pid=1, host="h", device="cpu", dtype="float32", models=(MODEL,))
+        for name in ("dead", "living")
+    )
+    announce(redis_client, dead)
+    announce(redis_client, living)
+    redis_client.delete("rq:worker:dead")
+    keeper.run_once()
+    for key in ("rq:workers", f"rq:workers:{MODEL}:standard"):
+        assert redis_client.smembers(key) == {b"rq:worker:living"}
+
+
+def test_a_strangers_odd_id_is_forgotten_and_stops_nothing(
+    redis_client: Redis, worker: LeaseClient, keeper: Keeper, settings: Settings
+) -> None:
+    settings.data_dir.joinpath("outside").touch()
+    redis_client.hset("rq:job:../../outside", mapping={"status": "queued", "priority": "urgent"})
+    redis_client.rpush(f"rq:queue:{MODEL}:standard", "../../outside")
+    assert worker.claim([MODEL], 1) == []
+    assert redis_client.hget("rq:job:../../outside", "status") == b"failed"
+    redis_client.zadd("denoised:expiry", {"../../outside": 1})
+    assert keeper.run_once().expired == 1
+    assert redis_client.zcard("denoised:expiry") == 0
+    assert settings.data_dir.joinpath("outside").exists()
 
 
 async def test_two_keepers_reap_a_job_once(

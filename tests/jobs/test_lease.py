@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
+from redis.exceptions import ConnectionError
 
 from config.settings import Settings
-from jobs import lease
+from jobs import scripts
 from jobs.connections import connect
 from jobs.errors import StoreUnavailable
 from jobs.keeper import Keeper
@@ -143,6 +144,23 @@ async def test_a_success_is_written_with_its_outputs_and_cost(
     assert redis_client.zcard("denoised:wip") == 0
 
 
+async def test_a_success_has_taken_every_step_whatever_reports_were_lost(
+    store: JobStore, worker: LeaseClient, job: ClaimedJob
+) -> None:
+    worker.report([Progress(job, Stage.DENOISING, 1, 4)])
+    assert worker.finish(job, DONE)
+    record = await store.get(job.id)
+    assert (record.step, record.total_steps) == (4, 4)
+
+
+async def test_a_failure_keeps_the_steps_it_got_to(
+    store: JobStore, worker: LeaseClient, job: ClaimedJob
+) -> None:
+    worker.report([Progress(job, Stage.DENOISING, 1, 4)])
+    assert worker.finish(job, FAILED)
+    assert (await store.get(job.id)).step == 1
+
+
 async def test_usage_adds_up_over_attempts(
     store: JobStore, worker: LeaseClient, job: ClaimedJob
 ) -> None:
@@ -243,14 +261,47 @@ async def test_an_outcome_that_is_no_end_is_refused(worker: LeaseClient, job: Cl
         worker.finish(job, Outcome(Status.FAILED))
 
 
-async def test_without_redis_a_call_gives_up_in_the_end(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lease.LeaseClient._retry, "__defaults__", (0.2,))
+async def test_without_redis_a_call_gives_up_in_the_end(settings: Settings) -> None:
     client = LeaseClient("unix:///nowhere/redis.sock", settings, "lost")
     with pytest.raises(StoreUnavailable, match="cannot be reached"):
-        client.claim([MODEL], 1)
+        client.claim([MODEL], 1, retry_seconds=0.2)
     client.close()
+
+
+async def test_a_client_that_gives_up_does_not_try_again(settings: Settings) -> None:
+    asked: list[None] = []
+    client = LeaseClient(
+        "unix:///nowhere/redis.sock",
+        settings,
+        "leaving",
+        gives_up=lambda: asked.append(None) is None,
+    )
+    with pytest.raises(StoreUnavailable, match="cannot be reached"):
+        client.retire()
+    assert len(asked) == 1
+    client.close()
+
+
+async def test_a_claim_given_up_on_is_granted_to_the_next(
+    store: JobStore,
+    make_job: MakeJob,
+    worker: LeaseClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    record, _ = await store.submit(make_job())
+    run = scripts.run
+
+    def lose_the_answer(*args: Any) -> None:
+        run(*args)
+        raise ConnectionError("the line is dead")
+
+    monkeypatch.setattr(scripts, "run", lose_the_answer)
+    with pytest.raises(StoreUnavailable):
+        worker.claim([MODEL], 1, retry_seconds=0)
+    monkeypatch.undo()
+    [job] = worker.claim([MODEL], 1)
+    assert (job.id, job.attempt) == (record.id, 1)
+    assert worker.claim([MODEL], 1) == []
 
 
 async def test_a_lost_answer_is_made_up_by_sending_again(

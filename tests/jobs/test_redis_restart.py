@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -127,7 +128,9 @@ async def test_a_restart_longer_than_the_lease_burns_no_attempt(
     make_worker: Callable[..., LeaseClient],
     make_settings: Callable[..., Settings],
 ) -> None:
-    settings = make_settings(redis_url=server.embedded.url, lease_seconds=0.5)
+    settings = make_settings(
+        redis_url=server.embedded.url, lease_seconds=0.5, heartbeat_seconds=0.25
+    )
     client = connect_async(server.embedded.url)
     store, worker = JobStore(client, settings), make_worker(settings=settings)
     await store.submit(make_job())
@@ -145,3 +148,38 @@ async def test_a_restart_longer_than_the_lease_burns_no_attempt(
     assert worker.finish(job, Outcome(Status.SUCCEEDED))
     assert (await store.get(job.id)).attempt == 1
     await client.aclose()
+
+
+async def test_a_full_disk_is_waited_out_and_costs_no_job(
+    tmp_path: Path,
+    make_job: MakeJob,
+    make_worker: Callable[..., LeaseClient],
+    make_settings: Callable[..., Settings],
+) -> None:
+    """Redis refuses writes (MISCONF) from a snapshot that failed to the next that succeeds."""
+    # A directory with a long name has its socket elsewhere, so that it can be taken away.
+    directory = tmp_path / ("d" * 120)
+    with EmbeddedRedis.start(directory) as embedded, connect(embedded.url) as direct:
+        settings = make_settings(redis_url=embedded.url)
+        client = connect_async(embedded.url)
+        store, worker = JobStore(client, settings), make_worker(settings=settings)
+        record, _ = await store.submit(make_job())
+        [job] = worker.claim([MODEL], 1)
+        direct.config_set("save", "3600 1")
+        shutil.rmtree(directory)
+        direct.bgsave()
+        while direct.info("persistence")["rdb_last_bgsave_status"] == "ok":
+            await asyncio.sleep(0.01)
+        with pytest.raises(StoreUnavailable, match="MISCONF"):
+            await store.submit(make_job())
+        with pytest.raises(StoreUnavailable, match="MISCONF"):
+            await store.cancel(record.id)
+        finishing = asyncio.create_task(
+            asyncio.to_thread(worker.finish, job, Outcome(Status.SUCCEEDED))
+        )
+        await asyncio.sleep(0.2)
+        assert not finishing.done()
+        direct.config_set("stop-writes-on-bgsave-error", "no")
+        assert await finishing
+        assert (await store.get(record.id)).status is Status.SUCCEEDED
+        await client.aclose()

@@ -169,6 +169,35 @@ async def test_a_poison_job_is_in_the_failed_registry_with_its_reason(
     }
 
 
+async def test_a_job_that_rq_cancels_ends_as_one_that_we_cancel(
+    store: JobStore,
+    redis_client: Redis,
+    make_job: MakeJob,
+    worker: LeaseClient,
+    keeper: Keeper,
+    settings: Settings,
+) -> None:
+    queued, _ = await store.submit(make_job())
+    fetch(redis_client, queued.id).cancel()
+    assert keeper.run_once().cancelled == (queued.id,)
+    assert keeper.run_once().cancelled == ()
+    assert worker.claim([MODEL], 1) == []
+    running, _ = await store.submit(make_job())
+    [job] = worker.claim([MODEL], 1)
+    fetch(redis_client, running.id).cancel()
+    assert keeper.run_once().cancelled == (), "its worker ends it"
+    assert worker.finish(job, Outcome(Status.CANCELLED))
+    for record in (queued, running):
+        ended = await store.get(record.id)
+        assert ended.status is Status.CANCELLED
+        assert ended.error is not None
+        assert ended.error.code is ErrorCode.CANCELLED
+        log = redis_client.xrange(f"denoised:ev:{record.id}")
+        assert [entry[b"type"] for _, entry in log].count(b"job.cancelled") == 1
+        assert 0 < redis_client.ttl(f"rq:job:{record.id}") <= settings.result_ttl_seconds
+        assert redis_client.zscore("denoised:expiry", record.id) is not None
+
+
 async def test_a_cancelled_job_is_in_the_canceled_registry(
     store: JobStore, redis_client: Redis, make_job: MakeJob
 ) -> None:

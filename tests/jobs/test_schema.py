@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.model_spec import FloatParameter, IntParameter, ModelSpec
+from jobs import schema
 from jobs.errors import InvalidInput
 from jobs.schema import input_json_schema, resolve_input, total_steps
 
@@ -53,6 +54,25 @@ def test_absent_seeds_are_drawn_and_differ() -> None:
     seeds = {resolve_input(SPEC, {"prompt": "x"})["seed"] for _ in range(8)}
     assert len(seeds) > 1
     assert all(0 <= seed < 2**32 for seed in seeds)
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 8])
+def test_every_image_has_a_seed_that_can_be_submitted_again(num_images: int) -> None:
+    raw = {"prompt": "x", "num_images": num_images}
+    last = 2**32 - num_images
+    resolved = resolve_input(SPEC, {**raw, "seed": last})
+    for index in range(num_images):
+        own = {**resolved, "seed": resolved["seed"] + index, "num_images": 1}
+        assert resolve_input(SPEC, own) == own
+    with pytest.raises(InvalidInput, match=f"whole number from 0 to {last}") as refusal:
+        resolve_input(SPEC, {**raw, "seed": last + 1})
+    assert refusal.value.param == "input.seed"
+
+
+def test_a_drawn_seed_leaves_room_for_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schema.secrets, "randbelow", lambda bound: bound - 1)
+    resolved = resolve_input(SPEC, {"prompt": "x", "num_images": 8})
+    assert resolved["seed"] + 8 - 1 == 2**32 - 1
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,15 @@ async def test_a_silent_worker_falls_off_the_list(redis_client: Redis, redis: As
     assert await list_workers(redis) == []
 
 
+async def test_a_worker_is_listed_with_how_long_it_has_been_silent(
+    redis_client: Redis, redis: AsyncRedis
+) -> None:
+    announce(redis_client, info())
+    redis_client.expire("rq:worker:worker-a", WORKER_TTL_SECONDS - 9)
+    [found] = await list_workers(redis)
+    assert found.silent_seconds == 9
+
+
 async def test_workers_of_other_applications_are_left_out(
     redis_client: Redis, redis: AsyncRedis
 ) -> None:

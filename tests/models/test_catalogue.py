@@ -12,6 +12,9 @@ import pytest
 
 from models.catalogue import BUNDLED, OVERRIDES_FILE, describe, discover
 from models.errors import CheckpointError, UnsupportedCheckpoint
+from models.sana.checkpoint import SanaCheckpoint
+from models.sana.transformer import SanaTransformer
+from models.weights.skeleton import skeleton
 from tests.models.tiny import edit_json
 
 
@@ -29,6 +32,64 @@ def test_a_folder_is_described_by_its_own_configuration(tiny_checkpoint: Path) -
     assert spec.height == spec.width
     assert spec.width.multiple_of == 32
     assert spec.samplers == ("dpm-solver++", "flow-euler")
+
+
+def test_sizes_keep_to_whole_patches(tiny_copy: Path) -> None:
+    edit_json(tiny_copy / "transformer" / "config.json", patch_size=2)
+    width = describe(tiny_copy).width
+    assert (width.minimum, width.default, width.multiple_of) == (64, 128, 64)
+
+
+RELEASED = {
+    "0.6B": (36, 28, 16, 72, None, 0.592),
+    "1.6B": (70, 20, 20, 112, None, 1.604),
+    "1.5 1.6B": (70, 20, 20, 112, "rms_norm_across_heads", 1.604),
+    "1.5 4.8B": (70, 60, 20, 112, "rms_norm_across_heads", 4.72),
+}
+"""Heads, layers, cross-attention heads and their size, norm, billions of parameters."""
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_released_configurations_are_read_and_have_the_published_size(
+    tiny_copy: Path, name: str
+) -> None:
+    heads, layers, cross_heads, cross_dim, qk_norm, billions = RELEASED[name]
+    released = {
+        "num_attention_heads": heads,
+        "attention_head_dim": 32,
+        "num_layers": layers,
+        "num_cross_attention_heads": cross_heads,
+        "cross_attention_head_dim": cross_dim,
+        "cross_attention_dim": heads * 32,
+        "caption_channels": 2304,
+        "dropout": 0.0,
+        "interpolation_scale": None,
+        "qk_norm": qk_norm,
+        "sample_size": 32,
+    }
+    edit_json(tiny_copy / "transformer" / "config.json", **released)
+    assert describe(tiny_copy).width.default == 1024
+    with skeleton():
+        transformer = SanaTransformer(SanaCheckpoint.read(tiny_copy).transformer)
+    count = sum(parameter.numel() for parameter in transformer.parameters())
+    assert count / 1e9 == pytest.approx(billions, rel=2e-3)
+
+
+@pytest.mark.parametrize(("sample_size", "scale"), [(64, 1.0), (128, 2.0)])
+def test_sizes_beyond_1024_come_with_their_position_scale(
+    tiny_copy: Path, sample_size: int, scale: float
+) -> None:
+    edit_json(
+        tiny_copy / "transformer" / "config.json",
+        sample_size=sample_size,
+        interpolation_scale=scale,
+    )
+    scheduler = tiny_copy / "scheduler" / "scheduler_config.json"
+    # Published files say so, in the JSON of Python.
+    edit_json(scheduler, lambda_min_clipped=float("-inf"))
+    assert "-Infinity" in scheduler.read_text()
+    assert describe(tiny_copy).width.default == sample_size * 32
+    assert SanaCheckpoint.read(tiny_copy).transformer.interpolation_scale == scale
 
 
 def test_the_checkpoint_s_own_sampler_is_the_default(tiny_copy: Path) -> None:
@@ -102,6 +163,9 @@ def test_overrides_replace_fields_and_entries_of_fields(tiny_copy: Path) -> None
         ({"width": 256}, "width: .*found 256"),
         ({"width": {"default": 1000}}, "width: .*default 1000 is outside 64..256"),
         ({"width": {"multiple_of": 16}}, "width.multiple_of: 16 is not a multiple of 32"),
+        ({"width": {"multiple_of": 0}}, "width.multiple_of: .*greater than or equal to 1"),
+        ({"width": {"minimum": 0}}, "width.minimum: .*greater than or equal to 1"),
+        ({"num_inference_steps": {"minimum": 0}}, "num_inference_steps.minimum: .*equal to 1"),
         ({"num_images": {"default": 0, "minimum": 1, "maximum": 2}}, "num_images: .*default 0"),
         ({"samplers": ["euler"]}, "samplers: 'euler' is unknown, supported: dpm-solver"),
         ({"samplers": []}, "samplers: "),
@@ -122,6 +186,17 @@ def test_broken_overrides_are_named(tiny_copy: Path) -> None:
     (tiny_copy / OVERRIDES_FILE).write_text("{")
     with pytest.raises(CheckpointError, match=rf"{OVERRIDES_FILE}: not valid JSON"):
         describe(tiny_copy)
+
+
+def test_a_damaged_configuration_leaves_the_other_models_in_service(
+    tiny_copy: Path, tiny_checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tiny_copy / "transformer" / "config.json").write_text("{")
+    sound = tiny_checkpoint.resolve()
+    assert [spec.source for spec in discover([str(tiny_copy), str(sound)])] == [sound]
+    assert re.search(r"cannot be served: .*transformer.config\.json: not valid JSON", caplog.text)
+    with pytest.raises(CheckpointError, match="not valid JSON"):
+        discover([str(tiny_copy)])
 
 
 def test_an_unknown_name_is_told_what_there_is(tmp_path: Path) -> None:

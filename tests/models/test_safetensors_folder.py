@@ -157,9 +157,30 @@ def test_an_unexpected_tensor_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
-def test_a_part_left_out_may_be_in_the_file(tmp_path: Path) -> None:
-    save_file({**a_module().state_dict(), "other.weight": torch.zeros(1)}, tmp_path / NAME)
-    load_module(on_meta(), tmp_path, device=CPU, dtype=torch.float32, left_out=("other.",))
+def test_a_part_left_out_is_checked_but_not_loaded(tmp_path: Path) -> None:
+    state = a_module().state_dict()
+
+    def load_first(state: dict[str, torch.Tensor]) -> nn.Module:
+        save_file(state, tmp_path / NAME)
+        module = on_meta()
+        load_module(module, tmp_path, device=CPU, dtype=torch.float32, left_out=("1.",))
+        return module
+
+    devices = {name: tensor.device.type for name, tensor in load_first(state).state_dict().items()}
+    assert devices == {"0.weight": "cpu", "0.bias": "cpu", "1.weight": "meta"}
+    with pytest.raises(CheckpointError, match=r"holds 1 tensor \('1.bias'\)"):
+        load_first({**state, "1.bias": torch.zeros(2)})
+    with pytest.raises(CheckpointError, match=r"'1.weight' has shape \[5\]"):
+        load_first({**state, "1.weight": torch.zeros(5)})
+    with pytest.raises(CheckpointError, match=r"lacks 1 tensor \('1.weight'\)"):
+        load_first({name: tensor for name, tensor in state.items() if name != "1.weight"})
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.complex64], ids=str)
+def test_another_kind_of_number_names_the_tensor(tmp_path: Path, dtype: torch.dtype) -> None:
+    save_file({**a_module().state_dict(), "0.bias": torch.zeros(4, dtype=dtype)}, tmp_path / NAME)
+    with pytest.raises(CheckpointError, match=rf"'0.bias' holds {dtype}, which is no form of"):
+        load(tmp_path)
 
 
 def test_a_shape_mismatch_names_both_shapes(tmp_path: Path) -> None:

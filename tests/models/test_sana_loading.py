@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -88,11 +89,27 @@ def reshape(path: Path, tensor: str) -> None:
     save_file({**load_file(path), tensor: torch.zeros(7)}, path)
 
 
+def quantise(path: Path, tensor: str) -> None:
+    state = load_file(path)
+    save_file({**state, tensor: state[tensor].to(torch.int8)}, path)
+
+
+def add(path: Path, tensor: str) -> None:
+    save_file({**load_file(path), f"{tensor}.more": torch.zeros(1)}, path)
+
+
+def empty(path: Path, tensor: str) -> None:
+    path.write_bytes(b"")
+
+
 @pytest.mark.parametrize("component", ["transformer", "vae", "text_encoder"])
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
         (truncate, "damaged or truncated"),
+        (empty, "damaged or truncated"),
+        (quantise, "tensor '{tensor}' holds torch.int8"),
+        (add, r"holds 1 tensor \('{tensor}.more'\) unknown"),
         (leave_out, r"lacks 1 tensor \('{tensor}'\)"),
         (reshape, r"tensor '{tensor}' has shape \[7\], the configuration asks for"),
     ],
@@ -101,8 +118,8 @@ def test_damage_names_component_file_and_tensor(
     tiny_copy: Path, component: str, damage: Callable[[Path, str], None], message: str
 ) -> None:
     (path,) = (tiny_copy / component).glob("*.safetensors")
-    # The encoder half of the autoencoder is not loaded, so damage there goes unnoticed.
-    tensor = next(name for name in load_file(path) if not name.startswith("encoder."))
+    # In the autoencoder this is one of the encoder, which is checked although nothing runs it.
+    tensor = min(load_file(path), key=lambda name: (not name.startswith("encoder."), name))
     damage(path, tensor)
     expected = rf"{component}/{path.name}: " + message.replace("{tensor}", tensor)
     with pytest.raises(CheckpointError, match=expected) as caught:
@@ -125,6 +142,28 @@ def test_a_missing_component_is_named(tiny_copy: Path, component: str) -> None:
     shutil.rmtree(tiny_copy / component)
     with pytest.raises(CheckpointError, match=component):
         SanaPipeline.load(spec, device="cpu", dtype=torch.float32)
+
+
+def test_weights_that_are_no_numbers_fail_the_job_rather_than_paint_it_black(
+    tiny_copy: Path,
+) -> None:
+    path = tiny_copy / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    save_file({**state, "decoder.conv_in.bias": state["decoder.conv_in.bias"] * torch.nan}, path)
+    damaged = pipeline_of(tiny_copy)
+    with pytest.raises(ArithmeticError, match="not finite"):
+        damaged.decode(run(damaged, REQUEST))
+
+
+def test_a_token_beyond_the_text_encoder_s_embeddings_is_named(tiny_copy: Path) -> None:
+    path = tiny_copy / "tokenizer" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"]["a"] = 100_000
+    path.write_text(json.dumps(tokenizer))
+    encoder = pipeline_of(tiny_copy).text_encoder
+    assert encoder is not None
+    with pytest.raises(CheckpointError, match=r"tokenizer.json: has token 100000, .* only 400"):
+        encoder.encode("a", "negative")
 
 
 def test_a_preview_follows_the_map_of_the_checkpoint(tiny_copy: Path) -> None:

@@ -209,6 +209,7 @@ def test_another_text_model_is_refused_by_its_type(tiny_copy: Path) -> None:
         ({"layer_types": ["full_attention"] * 2}, "layer_types is .*, supported: "),
         ({"attention_bias": True}, "attention_bias is True, supported: False"),
         ({"hidden_activation": "relu"}, "hidden_activation is 'relu', supported: 'gelu_pytorch"),
+        ({"rope_parameters": [1]}, "rope_parameters is .*, must be an object"),
         ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn', supported: 'default'"),
     ],
 )

@@ -161,6 +161,16 @@ def test_an_event_id_that_is_none_is_refused(api: Api) -> None:
         response = api.client.get(f"/v1/jobs/{job_id}/events", headers={"Last-Event-ID": bad})
         assert response.status_code == 422
         assert response.json()["param"] == "Last-Event-ID"
+    for bad in ("١٢-٣", f"{2**64 - 1}-{2**64 - 1}", "1" * 5000 + "-1"):
+        response = api.client.get(f"/v1/jobs/{job_id}/events", params={"after": bad})
+        assert response.status_code == 422
+        assert response.json()["param"] == "after"
+
+
+def test_the_largest_event_id_is_after_everything(api: Api, worker: FakeWorker) -> None:
+    job_id = api.submit()["id"]
+    worker.run_one()
+    assert watch(api, job_id, params={"after": f"{2**64 - 2}-{2**64 - 2}"}) == []
 
 
 def test_an_unknown_job_has_no_stream(api: Api) -> None:

@@ -9,7 +9,8 @@ import pytest
 from http_harness import SPEC, Api, serving, worker_info
 
 from config.settings import Settings
-from jobs.worker_registry import announce, retire
+from jobs import keys
+from jobs.worker_registry import WORKER_TTL_SECONDS, announce, retire
 from server.readiness import reasons_against
 
 NOW = datetime.now(UTC)
@@ -18,7 +19,8 @@ LONG_AGO = NOW - timedelta(seconds=61)
 
 
 def codes(*workers: Any) -> list[str]:
-    return [reason.code for reason in reasons_against(workers, now=NOW, patience=PATIENCE)]
+    found = reasons_against(workers, now=NOW, patience=PATIENCE, lease_seconds=6)
+    return [reason.code for reason in found]
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,9 @@ def codes(*workers: Any) -> list[str]:
         ({"state": "busy", "last_progress_at": NOW}, []),
         ({"state": "busy", "last_progress_at": LONG_AGO}, ["no_progress"]),
         ({"state": "starting", "models": ()}, ["no_model"]),
+        ({"state": "starting"}, ["no_model"]),
+        ({"state": "idle", "silent_seconds": 6}, []),
+        ({"state": "idle", "silent_seconds": 7}, ["no_worker"]),
         ({"state": "idle", "models": (), "model_errors": {"m": "bad"}}, ["no_model"]),
         ({"state": "draining"}, ["no_worker"]),
     ],
@@ -57,6 +62,20 @@ def test_ready_follows_the_workers(api: Api, redis_client: Any) -> None:
 
     retire(redis_client, worker_info().name)
     assert api.client.get("/readyz").status_code == 503
+
+
+def test_a_worker_that_died_unheard_does_not_keep_the_server_ready(
+    settings: Settings, redis_client: Any
+) -> None:
+    with serving(settings.model_copy(update={"lease_seconds": 6.0})) as api:
+        announce(redis_client, worker_info())
+        assert api.client.get("/readyz").status_code == 200
+        redis_client.expire(keys.worker(worker_info().name), WORKER_TTL_SECONDS - 9)
+        answer = api.client.get("/readyz")
+        assert answer.status_code == 503
+        [reason] = answer.json()["reasons"]
+        assert reason["code"] == "no_worker"
+        assert "was last heard of 9 s ago" in reason["message"]
 
 
 def test_without_redis_the_server_lives_but_is_not_ready(settings: Settings) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 from engine_harness import claimed
+from pydantic import ValidationError
 
 from config.settings import Settings
 from jobs.errors import StoreUnavailable
@@ -103,3 +104,9 @@ def test_it_outlives_trouble_with_redis(trouble: Exception) -> None:
     assert scene.client.announced.wait(PATIENCE)
     scene.heartbeat.stop()
     assert scene.client.beats >= 3
+
+
+def test_a_heartbeat_too_slow_for_its_lease_is_refused() -> None:
+    assert Settings(lease_seconds=3.0).heartbeat_seconds == 1.5
+    with pytest.raises(ValidationError, match=r"half of lease_seconds \(1\)"):
+        Settings(lease_seconds=1.0)

@@ -7,19 +7,22 @@ import itertools
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_harness import CPU, Bench, claimed
 from process_harness import Station, station
 
 from config.settings import Settings
+from jobs import lease
 from jobs.blobs import FileBlobStore
 from jobs.embedded_redis import EmbeddedRedis
+from jobs.lease import RETRY_SECONDS
 from jobs.types import ErrorCode, Priority, Status
 from workers.outputs import read_recipe
-from workers.process import EXIT_BROKEN, EXIT_NO_MODEL
+from workers.process import EXIT_BROKEN, EXIT_NO_MODEL, Worker
 
 LONG = 100_000
 
@@ -28,6 +31,14 @@ LONG = 100_000
 async def here(settings: Settings) -> AsyncIterator[Station]:
     async with station(settings) as running:
         yield running
+
+
+@pytest.fixture
+def keep_signal_handlers() -> Iterator[None]:
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for signum, handler in handlers.items():
+        signal.signal(signum, handler)
 
 
 def terminal_events(events: list[dict[str, Any]]) -> list[str]:
@@ -234,6 +245,39 @@ async def test_a_restart_of_redis_costs_neither_the_job_nor_the_attempt(tmp_path
             assert record.usage.steps == 100
         finally:
             server.stop()
+
+
+def test_a_busy_worker_whose_claim_finds_no_redis_steps_on(
+    settings: Settings, keep_signal_handlers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease.time, "sleep", lambda seconds: pytest.fail("it waits"))
+    bench = Bench()
+    bench.engine.admit(claimed())
+    worker = Worker(settings, "unix:///nowhere/redis.sock", CPU)
+    worker._residents.pipelines.update(bench.pipelines)
+    for _ in range(3):
+        worker._go_on(bench.engine)
+    assert len(bench.pipeline.batches) == 3
+
+
+@pytest.mark.parametrize("holds_a_job", [False, True])
+async def test_a_worker_that_is_told_to_stop_does_not_wait_for_redis(
+    tmp_path: Path, holds_a_job: bool
+) -> None:
+    with EmbeddedRedis.start(tmp_path / "redis") as server:
+        settings = Settings(redis_url=server.url, data_dir=tmp_path, drain_seconds=0.2)
+        async with station(settings) as here:
+            worker = here.start()
+            await here.workers(lambda workers: any(w.state == "idle" for w in workers))
+            if holds_a_job:
+                await here.stepping(await here.submit(num_inference_steps=LONG))
+            os.kill(server.pid, signal.SIGKILL)
+            server.stop()
+            # Long enough for the pauses between two attempts to have grown to a second.
+            await asyncio.sleep(2.0)
+            worker.send(signal.SIGTERM)
+            async with asyncio.timeout(RETRY_SECONDS / 4):
+                assert await worker.exit_status() == 0
 
 
 async def test_everything_ends_once_whatever_is_killed_in_between(here: Station) -> None:

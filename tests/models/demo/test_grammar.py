@@ -103,7 +103,7 @@ def test_what_a_caption_leaves_open_varies_and_what_it_says_hardly_does() -> Non
     def spread(values: list[float]) -> float:
         return max(values) - min(values)
 
-    assert spread([scene.radius for scene in free]) > 0.03
-    assert spread([scene.center[0] for scene in free]) > 0.05
+    assert spread([scene.radius for scene in free]) > 0.015
+    assert spread([scene.center[0] for scene in free]) > 0.03
     assert spread([scene.radius for scene in fixed]) < 0.01
     assert spread([scene.center[0] for scene in fixed]) < 0.02

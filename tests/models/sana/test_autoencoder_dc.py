@@ -142,9 +142,10 @@ def test_a_missing_and_an_extra_tensor_are_both_refused() -> None:
 
 def test_without_its_encoder_it_has_no_encoder_tensors_and_does_not_encode() -> None:
     config = AutoencoderDCConfig.from_dict(dict(reference("as_the_demo").config))
-    built = AutoencoderDC(config, with_encoder=False)
+    built = AutoencoderDC(config)
+    built.encoder = None
     assert all(name.startswith("decoder.") for name in built.state_dict())
-    with pytest.raises(RuntimeError, match="without its encoder"):
+    with pytest.raises(RuntimeError, match=r"encoder .* was dropped"):
         built.encode(torch.zeros(1, 3, 32, 32))
 
 
@@ -158,11 +159,19 @@ def test_a_picture_off_the_grid_is_refused_with_the_grid() -> None:
     ("change", "message"),
     [
         ({"decoder_norm_types": "group_norm"}, "decoder_norm_types is 'group_norm'"),
+        ({"decoder_norm_types": []}, "decoder_norm_types has 0 entries, must have 6"),
+        ({"decoder_block_out_channels": [8] * 5}, "has 5 entries, must have 6"),
+        ({"scaling_factor": "0.4"}, "scaling_factor is '0.4', must be above 0"),
+        ({"scaling_factor": 0}, "scaling_factor is 0, must be above 0"),
+        ({"attention_head_dim": 0}, "attention_head_dim is 0, must be whole, at least 1"),
+        ({"in_channels": None}, "in_channels is None"),
+        ({"decoder_layers_per_block": [-1] * 6}, "decoder_layers_per_block is .*at least 0"),
+        ({"encoder_qkv_multiscales": [["x"]] * 6}, "encoder_qkv_multiscales has 'x', must be odd"),
         ({"encoder_block_types": ["ResBlock"] * 5 + ["Mamba"]}, "encoder_block_types is 'Mamba'"),
         ({"upsample_block_type": "deconv"}, "upsample_block_type is 'deconv'"),
         ({"decoder_conv_act_fn": "gelu"}, "decoder_conv_act_fn is 'gelu'"),
         ({"shift_factor": 0.5}, "'shift_factor'"),
-        ({"decoder_layers_per_block": [1, 2]}, "decoder_layers_per_block must have 6 entries"),
+        ({"decoder_layers_per_block": [1, 2]}, "decoder_layers_per_block has 2 entries"),
     ],
 )
 def test_a_config_that_would_change_the_result_is_refused_by_name(
