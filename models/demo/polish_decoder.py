@@ -1,15 +1,14 @@
 """Train the demo's decoder further: `python -m models.demo.polish_decoder --start STATE ...`.
 
 The encoder stays as it is, so latents that were cached from it stay valid and the transformer can
-train at the same time. Scenes are those of the captions, latents are disturbed as in the
-autoencoder's own training; with `--samples` part of every batch are latents that the transformer
-drew for a prompt, paired with the scene that was asked for, so that the decoder learns to forgive
-that model's errors.
+train at the same time. Scenes are mostly those of the captions, half of them with a small shape,
+for those are the last to become sharp; latents are disturbed as in the autoencoder's own training.
 """
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -39,14 +38,18 @@ from models.sana import autoencoder_dc
 BATCH = 6
 # Share of batches of scenes of any size and place, to keep the decoder general.
 FREE_SHARE = 0.25
+# Share of the other scenes whose shape is made small.
+SMALL_SHARE = 0.5
 
 
 def caption_scenes(seed: int, step: int) -> Tensor:
     """A batch of pictures [BATCH, 3, 256, 256] as captions of the training set ask for them."""
     rng = random.Random(f"{seed}-{step}")
-    return draw_scenes(
-        [random_scene(training_prompt(rng).asked, rng) for _ in range(BATCH)], 256, 256
-    )
+    wanted = [training_prompt(rng).asked for _ in range(BATCH)]
+    wanted = [
+        replace(asked, size="small") if rng.random() < SMALL_SHARE else asked for asked in wanted
+    ]
+    return draw_scenes([random_scene(asked, rng) for asked in wanted], 256, 256)
 
 
 def main() -> None:

@@ -20,8 +20,9 @@ class _NoRandomValues(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is torch.Tensor.normal_:
-            return args[0]
+        # Initialisers come in whole: inside their own call no mode is active any more.
+        if func is torch.Tensor.normal_ or func is torch.nn.init.normal_:
+            return args[0] if args else (kwargs or {})["tensor"]
         return func(*args, **(kwargs or {}))
 
 
