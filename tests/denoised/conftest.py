@@ -25,6 +25,9 @@ PATIENCE_SECONDS = 120.0
 LONG_STEPS = 300
 LONG = {"prompt": "a long job", "num_inference_steps": LONG_STEPS}
 
+ENDLESS_STEPS = 20_000
+"""A minute's work at least: more than any test waits for before it cancels."""
+
 FAST = {
     "DENOISED_LEASE_SECONDS": "2",
     "DENOISED_HEARTBEAT_SECONDS": "0.5",
@@ -135,7 +138,7 @@ def serving(data_dir: Path, checkpoint: Path, **env: str) -> Iterator[RunningSer
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Sana checkpoint of the id "tiny", which can be asked for jobs of many seconds."""
     folder = write_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
-    (folder / "denoised.json").write_text('{"num_inference_steps": {"maximum": 1000}}')
+    (folder / "denoised.json").write_text('{"num_inference_steps": {"maximum": 20000}}')
     return folder
 
 

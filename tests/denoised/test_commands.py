@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from denoised.client import ApiError
-from tests.denoised.conftest import LONG, LONG_STEPS, denoised, environment, until
+from tests.denoised.conftest import ENDLESS_STEPS, denoised, environment, until
 from workers.outputs import read_recipe
 
 
@@ -116,7 +116,7 @@ def test_a_job_that_does_not_exist_is_refused_in_one_line(server):
 
 
 def test_a_cancelled_job_ends_and_its_watcher_fails(server, client):
-    job = client.submit("tiny", LONG)
+    job = client.submit("tiny", {"prompt": "in vain", "num_inference_steps": ENDLESS_STEPS})
     result = denoised("jobs", "cancel", job.id, "--url", server.url)
     assert result.returncode == 0, result.stderr
     watched = denoised("jobs", "watch", job.id, "--url", server.url)
@@ -130,7 +130,7 @@ def test_ctrl_c_cancels_the_job(server, client, tmp_path):
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "denoised", "run", "tiny", "interrupted"),
-            *("--steps", str(LONG_STEPS), "--url", server.url, "-o", str(tmp_path / "a.png")),
+            *("--steps", str(ENDLESS_STEPS), "--url", server.url, "-o", str(tmp_path / "a.png")),
         ],
         stderr=subprocess.PIPE,
         text=True,
