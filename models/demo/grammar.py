@@ -21,7 +21,7 @@ CORE_SHAPES = ("circle", "square", "triangle")
 CORE_COLOURS = ("red", "green", "blue", "yellow", "orange", "purple", "white", "black")
 
 # Radius as a share of the picture's shorter side.
-SIZES: dict[str, float] = {"small": 0.12, "medium": 0.175, "large": 0.25}
+SIZES: dict[str, float] = {"small": 0.145, "medium": 0.19, "large": 0.255}
 # Centres as (x, y) shares of width and height; a large shape still lies inside the picture.
 POSITIONS: dict[str, tuple[float, float]] = {
     "top left": (0.27, 0.27),
