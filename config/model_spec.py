@@ -12,8 +12,11 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Task = Literal["text-to-image"]
-Family = Literal["sana"]
+Task = Literal["text-to-image", "video"]
+Family = Literal["sana", "wan-vace"]
+
+Residency = Literal["packed", "bf16", "fp8"]
+"""How quantised weights rest in memory: as in the file, or converted once while loading."""
 
 
 class IntParameter(BaseModel):
@@ -52,8 +55,37 @@ class FloatParameter(BaseModel):
         return self
 
 
+class VideoLimits(BaseModel):
+    """What a model that makes clips takes beyond the fields that pictures have, too.
+
+    A clip has 4n + 1 frames: the autoencoder packs four frames after the first into one latent.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_frames: IntParameter
+    fps: FloatParameter = Field(description="Frame rate of the finished clip, frames a second.")
+    flow_shift: FloatParameter
+    conditioning_scale: FloatParameter
+    num_conditioning_scales: int = Field(
+        ge=1, description="Length of `conditioning_scale` where it is given layer by layer."
+    )
+    max_reference_images: int = Field(ge=0)
+    max_pixels: int = Field(ge=1, description="Most width * height * num_frames of one request.")
+
+    @model_validator(mode="after")
+    def _frames_fill_latents(self) -> Self:
+        for name in ("default", "minimum", "maximum"):
+            if (frames := getattr(self.num_frames, name)) % 4 != 1:
+                raise ValueError(f"num_frames.{name} is {frames}, expected 4n + 1")
+        return self
+
+
 class ModelSpec(BaseModel):
-    """One servable model: identity, request limits with defaults, and where its weights lie."""
+    """One servable model: identity, request limits with defaults, and where its weights lie.
+
+    `video` is given if and only if the task is "video"; such a model makes one clip a job.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -71,4 +103,16 @@ class ModelSpec(BaseModel):
     variant: str | None = Field(
         default=None, description="Which copy of the weights to load, where a folder has several."
     )
+    video: VideoLimits | None = None
+    residency: Residency | None = Field(
+        default=None, description="How quantised weights rest in memory; None: by free memory."
+    )
     source: Path = Field(description="Checkpoint folder on this machine; never shown to clients.")
+
+    @model_validator(mode="after")
+    def _clips_have_limits(self) -> Self:
+        if (self.task == "video") != (self.video is not None):
+            raise ValueError("video: given if and only if task is 'video'")
+        if self.video is not None and self.num_images.maximum != 1:
+            raise ValueError("num_images: a model that makes clips makes one a job")
+        return self

@@ -1,4 +1,4 @@
-"""`denoised models`: what can be asked of which model."""
+"""`denoised models`: what can be asked of which model, and what files of weights hold."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from typing import Annotated
 import typer
 
 from denoised import options
+from denoised.commands import models_inspect, models_quantize
 from denoised.errors import ClientError
 
-app = typer.Typer(help="Show the configured models.", no_args_is_help=True)
+app = typer.Typer(help="Configured models and files of weights.", no_args_is_help=True)
+app.command("inspect")(models_inspect.inspect)
+app.command("quantize")(models_quantize.quantize)
 
 
 @app.command("list")

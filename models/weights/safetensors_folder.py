@@ -45,7 +45,6 @@ def load_module(
     of number, or unreadable.
     """
     files = weight_files(folder, variant)
-    expected = module.state_dict()
     found: dict[str, Tensor] = {}
     origin: dict[str, Path] = {}
     for path in files:
@@ -54,19 +53,47 @@ def load_module(
                 raise CheckpointError(
                     f"{path}: tensor {name!r} is stored twice, also in {origin[name].name}"
                 )
-            if name in expected and tensor.shape != expected[name].shape:
-                raise CheckpointError(
-                    f"{path}: tensor {name!r} has shape {_shape(tensor)}, "
-                    f"the configuration asks for {_shape(expected[name])}"
-                )
-            if name in expected and not _same_kind(tensor.dtype, expected[name].dtype):
-                raise CheckpointError(
-                    f"{path}: tensor {name!r} holds {tensor.dtype}, "
-                    f"which is no form of {expected[name].dtype}"
-                )
             origin[name] = path
             found[name] = tensor
-    where = files[0] if len(files) == 1 else folder
+    fill_module(
+        module,
+        found,
+        where=files[0] if len(files) == 1 else folder,
+        device=device,
+        dtype=dtype,
+        left_out=left_out,
+        origin=origin,
+    )
+
+
+def fill_module(
+    module: nn.Module,
+    found: Mapping[str, Tensor],
+    *,
+    where: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    left_out: tuple[str, ...] = (),
+    origin: Mapping[str, Path] | None = None,
+) -> None:
+    """Fill `module` (built on the meta device) with the tensors `found`, frozen, in place.
+
+    `where` names the checkpoint in errors, `origin` the file of each tensor where there are
+    several. Otherwise as `load_module`.
+    """
+    expected = module.state_dict()
+    for name, tensor in found.items():
+        path = where if origin is None else origin[name]
+        if name in expected and tensor.shape != expected[name].shape:
+            raise CheckpointError(
+                f"{path}: tensor {name!r} has shape {_shape(tensor)}, "
+                f"the configuration asks for {_shape(expected[name])}"
+            )
+        if name in expected and not _same_kind(tensor.dtype, expected[name].dtype):
+            raise CheckpointError(
+                f"{path}: tensor {name!r} holds {tensor.dtype}, "
+                f"which is no form of {expected[name].dtype}"
+            )
     if missing := [name for name in expected if name not in found]:
         raise CheckpointError(f"{where}: lacks {_listed(missing)} of the architecture")
     if unexpected := [name for name in found if name not in expected]:

@@ -1,0 +1,145 @@
+"""A Wan-VACE transformer in safetensors becomes a GGUF file with original names.
+
+Tensors are mapped, quantised and written one at a time: beside the map, memory holds the blocks of
+two at most.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.errors import CheckpointError
+from models.wan.transformer_config import WanVaceConfig, expected_shapes, infer_config
+from models.wan.transformer_names import to_original
+from models.wan.transformer_tensors import StoredTensor, safetensors_tensors
+from models.weights.gguf.format import QuantType
+from models.weights.gguf.quantize import QuantizationError, quantize
+from models.weights.gguf.recipe import FileType, tensor_type
+from models.weights.gguf.writer import PlannedTensor, write_gguf
+from models.weights.json_file import read_json_object
+
+ARCHITECTURE = "wan"
+_CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was done: bytes of the tensors read, bytes of the file, tensors of each type."""
+
+    source_bytes: int
+    file_bytes: int
+    types: Mapping[QuantType, int]
+
+
+def convert_to_gguf(
+    source: Path,
+    destination: Path,
+    file_type: FileType,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Conversion:
+    """Write the transformer at `source` to `destination`, quantised by the recipe of `file_type`.
+
+    `source` is a safetensors file, a folder of them (shards too), or a diffusers folder whose
+    `transformer` is taken; names may be original, prefixed or those of diffusers. A `config.json`
+    beside the weights is followed, otherwise the shapes tell the configuration. `progress` gets
+    elements done and in all. Raises CheckpointError, one line naming file and tensor, when the
+    source is no whole Wan-VACE transformer, a value cannot be stored, or the file not be written.
+    """
+    weights = _weights(source)
+    tensors = _named(weights)
+    try:
+        config = _config(weights, tensors)
+        expected = expected_shapes(config)
+    except CheckpointError as error:
+        raise type(error)(f"{weights}: {error}") from error
+    _check(weights, tensors, expected)
+    plan = [
+        PlannedTensor(name, shape, tensor_type(file_type, name, shape))
+        for name, shape in expected.items()
+    ]
+    total = sum(tensor.elements for tensor in plan)
+
+    def blocks() -> Iterator[Tensor]:
+        done = 0
+        for planned in plan:
+            stored = tensors[planned.name]
+            try:
+                yield quantize(stored.dense(_dtype(stored), _CPU), planned.type)
+            except QuantizationError as error:
+                raise CheckpointError(f"{weights}: tensor {stored.name!r}: {error}") from error
+            done += planned.elements
+            progress(done, total)
+
+    write_gguf(destination, plan, blocks(), architecture=ARCHITECTURE, file_type=file_type)
+    return Conversion(
+        source_bytes=sum(
+            tensor.elements * _dtype(tensors[tensor.name]).itemsize for tensor in plan
+        ),
+        file_bytes=destination.stat().st_size,
+        types=dict(Counter(tensor.type for tensor in plan).most_common()),
+    )
+
+
+def _weights(source: Path) -> Path:
+    """The file or folder with the transformer itself."""
+    if source.suffix == ".gguf":
+        raise CheckpointError(f"{source}: is a GGUF file, expected safetensors")
+    inner = source / "transformer"
+    if source.is_dir():
+        return inner if inner.is_dir() else source
+    if not source.is_file():
+        raise CheckpointError(f"{source}: no such file or folder")
+    return source
+
+
+def _named(weights: Path) -> dict[str, StoredTensor]:
+    """The tensors under their original names."""
+    tensors: dict[str, StoredTensor] = {}
+    for tensor in safetensors_tensors(weights, None):
+        name = to_original(tensor.name)
+        if name in tensors:
+            raise CheckpointError(
+                f"{weights}: tensors {tensors[name].name!r} and {tensor.name!r} are both {name!r}"
+            )
+        tensors[name] = tensor
+    return tensors
+
+
+def _config(weights: Path, tensors: Mapping[str, StoredTensor]) -> WanVaceConfig:
+    path = (weights if weights.is_dir() else weights.parent) / "config.json"
+    if path.is_file():
+        config = read_json_object(path)
+        # The configuration of the original release has other keys and says less than the shapes.
+        if "num_attention_heads" in config:
+            return WanVaceConfig.from_json(config)
+    return infer_config({name: tensor.shape for name, tensor in tensors.items()})
+
+
+def _check(
+    weights: Path, tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    for name, shape in expected.items():
+        if name not in tensors:
+            raise CheckpointError(f"{weights}: lacks tensor {name!r} of the architecture")
+        if tensors[name].shape != shape:
+            raise CheckpointError(
+                f"{weights}: tensor {tensors[name].name!r} has shape "
+                f"{list(tensors[name].shape)}, expected {list(shape)}"
+            )
+    for name, tensor in tensors.items():
+        if name not in expected:
+            raise CheckpointError(
+                f"{weights}: tensor {tensor.name!r} is unknown to the architecture"
+            )
+
+
+def _dtype(tensor: StoredTensor) -> torch.dtype:
+    assert tensor.plain_dtype is not None, "safetensors hold plain numbers"
+    return tensor.plain_dtype

@@ -1,0 +1,99 @@
+"""What model a GGUF file holds, told from the names of its tensors and its architecture.
+
+Many converters write such files, under several architecture names or none, so the tensors' names
+decide; the architecture only helps to name what is not recognised. A header comes in, an `Identity`
+goes out, or an error that tells someone who took the wrong file which one to take.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Literal
+
+from models.errors import UnsupportedCheckpoint
+from models.weights.gguf.header import GgufHeader
+from models.weights.gguf.metadata import shown
+
+PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+"""What converters put before the names of a diffusion model's tensors."""
+
+Naming = Literal["original", "diffusers"]
+
+
+class Kind(StrEnum):
+    """What is in the file; the value is what a person reads."""
+
+    WAN_VACE = "Wan VACE transformer"
+    WAN = "Wan transformer without VACE"
+    VACE_MODULE = "VACE blocks only, without the transformer they belong to"
+    TEXT_ENCODER = "text encoder (T5 or UMT5)"
+    OTHER = "another model"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """`architecture` is the metadata's own word; `naming` and `prefix` only tell of Wan files.
+
+    `naming` is that of the Wan repository ("original") or of diffusers; `prefix` stands before
+    every name, and may be empty.
+    """
+
+    kind: Kind
+    architecture: str | None
+    naming: Naming | None
+    prefix: str
+
+
+_PREFIX = rf"({'|'.join(map(re.escape, PREFIXES))})?"
+_TRUNK = re.compile(_PREFIX + r"blocks\.\d+\.(self_attn|attn1)\.")
+_VACE = re.compile(_PREFIX + r"vace_blocks\.\d+\.(self_attn|attn1)\.")
+_TEXT_ENCODER = re.compile(
+    r"enc\.blk\.\d+\.attn_q\."
+    r"|encoder\.block\.\d+\.layer\.0\.SelfAttention\."
+    r"|blocks\.\d+\.attn\.q\."
+)
+_TEXT_ENCODER_ARCHITECTURES = ("t5", "t5encoder", "umt5")
+_EXPECTED = "expected a Wan VACE transformer"
+
+
+def identify(header: GgufHeader) -> Identity:
+    """What the file with this header holds."""
+    names = [tensor.name for tensor in header.tensors]
+    trunk = next(filter(None, map(_TRUNK.match, names)), None)
+    vace = next(filter(None, map(_VACE.match, names)), None)
+    block = trunk or vace
+    if block is not None:
+        kind = Kind.VACE_MODULE if trunk is None else Kind.WAN if vace is None else Kind.WAN_VACE
+        naming: Naming = "original" if block[2] == "self_attn" else "diffusers"
+        return Identity(kind, header.architecture, naming, block[1] or "")
+    is_text_encoder = header.architecture in _TEXT_ENCODER_ARCHITECTURES or any(
+        _TEXT_ENCODER.match(name) for name in names
+    )
+    kind = Kind.TEXT_ENCODER if is_text_encoder else Kind.OTHER
+    return Identity(kind, header.architecture, None, "")
+
+
+def require_wan_vace(path: Path, header: GgufHeader) -> Identity:
+    """The identity of a Wan VACE transformer.
+
+    Raises UnsupportedCheckpoint, one line beginning with `path`, for everything else.
+    """
+    identity = identify(header)
+    if identity.kind is Kind.WAN_VACE:
+        return identity
+    if not header.tensors:
+        found = "the file holds no tensors"
+    elif identity.kind is Kind.WAN:
+        found = "the file holds a Wan transformer without VACE blocks"
+    elif identity.kind is Kind.VACE_MODULE:
+        found = "the file holds VACE blocks alone, no 'blocks.0' of the transformer around them"
+    elif identity.kind is Kind.TEXT_ENCODER:
+        found = "the file holds a text encoder (T5 or UMT5), which belongs beside the transformer"
+    elif identity.architecture is not None:
+        found = f"the file holds a model of architecture {shown(identity.architecture)}"
+    else:
+        found = f"the file holds an unknown model with tensors like {shown(header.tensors[0].name)}"
+    raise UnsupportedCheckpoint(f"{path}: {found}, {_EXPECTED}")
