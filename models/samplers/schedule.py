@@ -1,8 +1,9 @@
 """Noise levels for rectified flow: how far apart the steps are, and which timestep each one is.
 
-Two conventions are in use for the same models and both are reproduced to the last digit, because a
-network answers differently at a timestep it was not asked for. Noise levels are rounded to float32,
-as published samplers hold them; close to pure noise that rounding is visible in the result.
+Several conventions are in use for the same models and those of each model's release are reproduced
+to the last digit, because a network answers differently at a timestep it was not asked for. Noise
+levels are rounded to float32, as published samplers hold them; close to pure noise that rounding is
+visible in the result.
 """
 
 from __future__ import annotations
@@ -45,6 +46,40 @@ def euler_flow_schedule(
     sigmas = _float32([_shift(timestep / _NUM_TRAIN_TIMESTEPS, shift) for timestep in grid])
     timesteps = _float32([sigma * _NUM_TRAIN_TIMESTEPS for sigma in sigmas])
     return tuple(timesteps), (*sigmas, 0.0)
+
+
+def unipc_schedule(
+    num_inference_steps: int, shift: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Timesteps (n, whole numbers) and sigmas (n + 1, the last one 0) of UniPC in Wan's release.
+
+    Levels go evenly from 0.999 to 0 and are then shifted, so that the signal never vanishes
+    entirely. The scheduler of the same name in diffusers 0.42 goes from 1 to 0.001, with 0.000001
+    taken off the first: other levels, and timesteps up to 2 higher. Raises ValueError for fewer
+    than one step or a shift that is not positive.
+    """
+    _check(num_inference_steps, shift)
+    (highest,) = _float32([1.0 - 1.0 / _NUM_TRAIN_TIMESTEPS])
+    grid = _linspace(highest, 0.0, num_inference_steps + 1)[:-1]
+    sigmas = [_shift(sigma, shift) for sigma in grid]
+    timesteps = tuple(float(int(sigma * _NUM_TRAIN_TIMESTEPS)) for sigma in sigmas)
+    return timesteps, (*_float32(sigmas), 0.0)
+
+
+def wan_schedule(
+    num_inference_steps: int, shift: float
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Timesteps (n, fractional) and sigmas (n + 1, from 1 to 0) of `get_sampling_sigmas` in Wan's
+    release: even levels, shifted once.
+
+    Wan's DPM-Solver++ takes them with timesteps cut to whole numbers; in diffusers that scheduler
+    has the levels of `dpm_flow_schedule`. Raises ValueError for fewer than one step or a shift that
+    is not positive.
+    """
+    _check(num_inference_steps, shift)
+    grid = _linspace(1.0, 0.0, num_inference_steps + 1)[:-1]
+    sigmas = [_shift(sigma, shift) for sigma in grid]
+    return tuple(sigma * _NUM_TRAIN_TIMESTEPS for sigma in sigmas), (*_float32(sigmas), 0.0)
 
 
 def _check(num_inference_steps: int, shift: float) -> None:

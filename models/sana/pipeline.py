@@ -23,7 +23,7 @@ from models.errors import CheckpointError
 from models.pictures import to_images
 from models.pipeline import Generation, ImageRequest
 from models.samplers import SAMPLERS
-from models.samplers.stepping import advance
+from models.samplers.sampled_generation import take_step
 from models.sana.autoencoder_dc import AutoencoderDC
 from models.sana.batch import BatchConditioning, serials_of
 from models.sana.checkpoint import PIXELS_PER_LATENT, SanaCheckpoint
@@ -62,6 +62,8 @@ class SanaPipeline:
         self.autoencoder = autoencoder
         self.text_encoder = text_encoder
         self.device = device
+        dtype = next(transformer.parameters()).dtype
+        self.residency = "bf16" if dtype == torch.bfloat16 else str(dtype).removeprefix("torch.")
         self._config = transformer.config
         self._shift = checkpoint.shift
         self._preview = preview
@@ -180,7 +182,6 @@ class SanaPipeline:
         """
         members = _checked_batch(batch)
         latents = _cat([member.latents for member in members])
-        previous_denoised = _cat([member.previous_denoised for member in members])
         conditioning = self._conditioning(members)
         scale = conditioning.guidance_scale
 
@@ -192,22 +193,7 @@ class SanaPipeline:
         if scale is not None:
             unguided, guided = velocity.chunk(2)
             velocity = unguided + scale * (guided - unguided)
-        per_image = [member for member in members for _ in range(len(member.latents))]
-        latents, denoised = advance(
-            [member.plan for member in per_image],
-            [member.step_index for member in per_image],
-            latents,
-            velocity,
-            previous_denoised,
-        )
-
-        sizes = [len(member.latents) for member in members]
-        for member, own_latents, own_denoised in zip(
-            members, latents.split(sizes), denoised.split(sizes), strict=True
-        ):
-            member.latents = own_latents
-            member.previous_denoised = own_denoised
-            member.step_index += 1
+        take_step(members, latents, velocity)
 
     @torch.inference_mode()
     def preview(self, generation: Generation) -> list[Image.Image]:

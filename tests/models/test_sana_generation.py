@@ -29,6 +29,7 @@ def test_members_that_join_at_any_step_equal_their_solo_runs(pipeline: SanaPipel
         request(prompt="a cat", num_inference_steps=7, guidance_scale=2.0, seed=1),
         request(prompt="a photo of a wooden table " * 5, num_images=2, sampler="flow-euler"),
         request(prompt="", negative_prompt="", num_inference_steps=4, seed=3),
+        request(prompt="a dog", sampler="unipc", num_inference_steps=9, seed=4),
     ]
     generations = [pipeline.prepare(asked) for asked in requests]
     assert len({generation.batch_key for generation in generations}) == 1
@@ -95,7 +96,7 @@ def test_no_member_changes_when_a_step_fails(
     def failing(*args: Any) -> Any:
         raise torch.OutOfMemoryError("no memory")
 
-    for target in ("models.sana.pipeline.advance", "models.sana.pipeline.BatchConditioning"):
+    for target in ("models.sana.pipeline.take_step", "models.sana.pipeline.BatchConditioning"):
         with monkeypatch.context() as patch:
             patch.setattr(target, failing)
             pipeline._last_batch = None
@@ -135,11 +136,12 @@ def test_decoding_a_member_lets_go_of_its_batch(pipeline: SanaPipeline) -> None:
     assert pipeline._last_batch is None
 
 
+@pytest.mark.parametrize("sampler", ["dpm-solver++", "unipc"])
 @pytest.mark.parametrize("at_step", [0, 1, 9, 19])
 def test_resuming_alone_is_bit_identical(
-    pipeline: SanaPipeline, tiny_checkpoint: Path, tmp_path: Path, at_step: int
+    pipeline: SanaPipeline, tiny_checkpoint: Path, tmp_path: Path, at_step: int, sampler: str
 ) -> None:
-    asked = request(num_images=2)
+    asked = request(num_images=2, sampler=sampler)
     unbroken = run(pipeline, asked)
     first = pipeline.prepare(asked)
     for _ in range(at_step):
