@@ -18,13 +18,20 @@ from pydantic import ValidationError
 from config.model_spec import ModelSpec
 from models.errors import CheckpointError
 from models.samplers import SAMPLERS
-from models.sana.checkpoint import PIXELS_PER_LATENT, SanaCheckpoint
+from models.sana import spec as sana_spec
+from models.wan import spec as wan_spec
+from models.wan.checkpoint import WanVaceCheckpoint
 from models.weights.json_file import read_json_object
 
 log = logging.getLogger(__name__)
 
-BUNDLED: tuple[str, ...] = ("sana-demo",)
-"""Ids of the models that are part of this package."""
+BUNDLED: Mapping[str, str] = {
+    "sana-demo": "sana-demo",
+    "wan-vace-demo": "wan/wan-vace-demo",
+    "wan-vace-demo-q8_0": "wan/wan-vace-demo/wan-vace-demo-Q8_0.gguf",
+    "wan-vace-demo-q4_k_m": "wan/wan-vace-demo/wan-vace-demo-Q4_K_M.gguf",
+}
+"""Ids of the models that are part of this package, and where they lie in its demo folder."""
 
 OVERRIDES_FILE = "denoised.json"
 """Optional file of a checkpoint folder that replaces fields of the spec derived from it."""
@@ -33,7 +40,8 @@ _BUNDLED_FOLDER = Path(__file__).parent / "demo"
 
 
 def discover(names: Sequence[str]) -> tuple[ModelSpec, ...]:
-    """The specs of `names`, in order; a name is a bundled id or the path of a diffusers folder.
+    """The specs of `names`, in order; a name is a bundled id, the path of a
+    checkpoint folder or that of a GGUF transformer.
 
     A folder that `describe` refuses is logged and left out, so that the other models can be served.
     Raises CheckpointError in one line when that leaves none, when a name is neither an id nor a
@@ -42,9 +50,9 @@ def discover(names: Sequence[str]) -> tuple[ModelSpec, ...]:
     specs: dict[str, ModelSpec] = {}
     refused: list[CheckpointError] = []
     for name in names:
-        folder = _folder_of(name)
+        source = _source_of(name)
         try:
-            spec = describe(folder)
+            spec = describe(source)
         except CheckpointError as error:
             refused.append(error)
             continue
@@ -61,49 +69,34 @@ def discover(names: Sequence[str]) -> tuple[ModelSpec, ...]:
     return tuple(specs.values())
 
 
-def describe(folder: Path) -> ModelSpec:
-    """The spec of the checkpoint in `folder`, with the overrides of its `denoised.json`.
+def describe(source: Path) -> ModelSpec:
+    """The spec of the checkpoint at `source`, with the overrides of its `denoised.json`.
 
-    Without overrides the id is the folder's name, the default size the one trained for, and the
-    limits a factor of two around it, which is what the published aspect ratios span. Raises
-    CheckpointError in one line when a configuration file is missing or broken, and
-    UnsupportedCheckpoint when the model is of a kind that is not implemented.
+    `source` is a folder, or a GGUF transformer with the model's other parts beside it. Without
+    overrides the id is its name; a GGUF file always has its own. Raises CheckpointError in one line
+    when a file is missing or broken, and UnsupportedCheckpoint when the model is of a kind that is
+    not implemented.
     """
-    checkpoint = SanaCheckpoint.read(folder)
-    grid = PIXELS_PER_LATENT * checkpoint.transformer.patch_size
-    side = checkpoint.transformer.sample_size * PIXELS_PER_LATENT
-    size = {
-        "default": side,
-        "minimum": max(grid, side // 2 // grid * grid),
-        "maximum": side * 2,
-        "multiple_of": grid,
-    }
-    fields: dict[str, Any] = {
-        "id": _id_of(folder),
-        "family": "sana",
-        "width": size,
-        "height": size,
-        "num_inference_steps": {"default": 20, "minimum": 1, "maximum": 100},
-        "guidance_scale": {"default": 4.5, "minimum": 1.0, "maximum": 20.0},
-        "samplers": (
-            checkpoint.sampler,
-            *(name for name in SAMPLERS if name != checkpoint.sampler),
-        ),
-        "source": folder,
-    }
-    path = folder / OVERRIDES_FILE
+    is_file = not source.is_dir()
+    is_clip_model = is_file or WanVaceCheckpoint.is_at(source)
+    fields = wan_spec.spec_fields(source) if is_clip_model else sana_spec.spec_fields(source)
+    grids = {name: fields[name]["multiple_of"] for name in ("width", "height")}
+    fields |= {"id": _id_of(source), "source": source}
+    path = (source.parent if is_file else source) / OVERRIDES_FILE
     if path.exists():
         _override(fields, path)
-    culprit = path if path.exists() else folder
+    if is_file:
+        fields["id"] = _id_of(source)
+    culprit = path if path.exists() else source
     try:
         spec = ModelSpec.model_validate(fields)
     except ValidationError as error:
         raise CheckpointError(f"{culprit}: {_first_problem(error)}") from None
     for field, parameter in (("width", spec.width), ("height", spec.height)):
-        if parameter.multiple_of % grid:
+        if parameter.multiple_of % grids[field]:
             raise CheckpointError(
                 f"{culprit}: {field}.multiple_of: {parameter.multiple_of} is not a multiple of "
-                f"{grid}"
+                f"{grids[field]}"
             )
     if unknown := [name for name in spec.samplers if name not in SAMPLERS]:
         raise CheckpointError(
@@ -112,31 +105,37 @@ def describe(folder: Path) -> ModelSpec:
     return spec
 
 
-def _folder_of(name: str) -> Path:
+def _source_of(name: str) -> Path:
     if name in BUNDLED:
-        return _BUNDLED_FOLDER / name
-    folder = Path(name).expanduser()
-    if not folder.is_dir():
+        return _BUNDLED_FOLDER / BUNDLED[name]
+    source = Path(name).expanduser()
+    if not source.is_dir() and not (source.is_file() and source.suffix == ".gguf"):
         bundled = ", ".join(BUNDLED)
         raise CheckpointError(
-            f"{name!r} is neither a bundled model ({bundled}) nor a checkpoint folder"
+            f"{name!r} is neither a bundled model ({bundled}) nor a checkpoint folder or GGUF file"
         )
-    return folder.resolve()
+    return source.resolve()
 
 
-def _id_of(folder: Path) -> str:
-    name = re.sub(r"[^a-z0-9._-]+", "-", folder.resolve().name.lower())
+def _id_of(source: Path) -> str:
+    source = source.resolve()
+    name = re.sub(r"[^a-z0-9._-]+", "-", (source.name if source.is_dir() else source.stem).lower())
     return name.strip("._-")[:64]
 
 
 def _override(fields: dict[str, Any], path: Path) -> None:
-    """Replace entries of `fields` by those of the file; a parameter's entries one by one."""
+    """Replace entries of `fields` by those of the file, those of objects one by one."""
     for key, value in read_json_object(path).items():
         if key not in ModelSpec.model_fields or key == "source":
             raise CheckpointError(f"{path}: unknown field {key!r}")
-        if isinstance(value, Mapping) and isinstance(fields.get(key), Mapping):
-            value = {**fields[key], **value}
-        fields[key] = value
+        fields[key] = _merged(fields.get(key), value)
+
+
+def _merged(before: Any, value: Any) -> Any:
+    """`value`, or where both are objects their entries, those of `value` counting."""
+    if not isinstance(value, Mapping) or not isinstance(before, Mapping):
+        return value
+    return {**before, **{key: _merged(before.get(key), own) for key, own in value.items()}}
 
 
 def _first_problem(error: ValidationError) -> str:

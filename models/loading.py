@@ -5,6 +5,7 @@ Importing this module costs nothing; torch comes with the first `load`.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from config.model_spec import ModelSpec
@@ -20,6 +21,23 @@ def load(spec: ModelSpec, *, device: torch.device, dtype: torch.dtype) -> Pipeli
 
     Raises CheckpointError naming component, file and tensor.
     """
+    if spec.family == "wan-vace":
+        from models.wan.pipeline import WanVacePipeline
+
+        return WanVacePipeline.load(spec, device=device, dtype=dtype)
     from models.sana.pipeline import SanaPipeline
 
     return SanaPipeline.load(spec, device=device, dtype=dtype)
+
+
+def weights_of(spec: ModelSpec) -> tuple[Path, ...]:
+    """The files and folders that `load` reads the weights of `spec` from.
+
+    Raises CheckpointError when one is missing.
+    """
+    if spec.family == "wan-vace":
+        from models.wan.checkpoint import WanVaceCheckpoint
+
+        found = WanVaceCheckpoint.read(spec.source)
+        return (found.transformer, found.autoencoder, found.text_encoder)
+    return (spec.source,)

@@ -31,7 +31,7 @@ def test_a_folder_is_described_by_its_own_configuration(tiny_checkpoint: Path) -
     assert (spec.width.minimum, spec.width.default, spec.width.maximum) == (64, 128, 256)
     assert spec.height == spec.width
     assert spec.width.multiple_of == 32
-    assert spec.samplers == ("dpm-solver++", "flow-euler")
+    assert spec.samplers == ("dpm-solver++", "flow-euler", "unipc")
 
 
 def test_sizes_keep_to_whole_patches(tiny_copy: Path) -> None:
@@ -98,7 +98,7 @@ def test_the_checkpoint_s_own_sampler_is_the_default(tiny_copy: Path) -> None:
     index = json.loads((tiny_copy / "model_index.json").read_text())
     index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
     (tiny_copy / "model_index.json").write_text(json.dumps(index))
-    assert describe(tiny_copy).samplers == ("flow-euler", "dpm-solver++")
+    assert describe(tiny_copy).samplers == ("flow-euler", "dpm-solver++", "unipc")
 
 
 def test_specs_come_in_the_order_of_their_names(tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""An autoencoder from files: a folder of diffusers, or one file in either layout."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.errors import CheckpointError
+from models.wan.autoencoder import WanAutoencoder
+from models.wan.autoencoder_config import WanAutoencoderConfig, infer_config
+from models.wan.autoencoder_names import count_res_blocks, to_diffusers
+from models.weights.json_file import read_json_object
+from models.weights.safetensors_folder import fill_module, read_tensors, weight_files
+from models.weights.skeleton import skeleton
+
+
+def load_autoencoder(
+    path: Path, *, device: torch.device, dtype: torch.dtype = torch.float32
+) -> WanAutoencoder:
+    """The autoencoder at `path`, frozen: a folder, or a `.safetensors` or `.pth` file.
+
+    Raises CheckpointError and UnsupportedCheckpoint, one line that names the file and the tensors
+    or the option at fault. A `.pth` file is read as data only; no code in it is run.
+    """
+    config = None
+    files: tuple[Path, ...] = (path,)
+    if path.is_dir():
+        files = weight_files(path)
+        config_path = path / "config.json"
+        try:
+            config = WanAutoencoderConfig.from_json(read_json_object(config_path))
+        except (CheckpointError, TypeError, ValueError) as error:
+            raise type(error)(_named(config_path, error)) from error
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        tensors.update(_read_pickle(file) if file.suffix == ".pth" else read_tensors(file))
+    blocks = count_res_blocks(list(tensors))
+    tensors = {to_diffusers(name, blocks): tensor for name, tensor in tensors.items()}
+    if config is None:
+        try:
+            config = infer_config({name: tuple(t.shape) for name, t in tensors.items()})
+        except CheckpointError as error:
+            raise type(error)(f"{path}: {error}") from error
+    with skeleton():
+        autoencoder = WanAutoencoder(config)
+    fill_module(autoencoder, tensors, where=path, device=device, dtype=dtype)
+    return autoencoder
+
+
+def _named(path: Path, error: Exception) -> str:
+    text = str(error)
+    return text if text.startswith(str(path)) else f"{path}: {text}"
+
+
+def _read_pickle(path: Path) -> dict[str, Tensor]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: cannot be read as a file of tensors: {reason}") from error
+    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
+        raise CheckpointError(f"{path}: holds something other than named tensors")
+    return content

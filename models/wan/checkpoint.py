@@ -1,0 +1,207 @@
+"""What a folder with a Wan-VACE model says about itself, without its weights.
+
+Two layouts come in. A diffusers folder has `model_index.json` and one folder for each component.
+A plain folder holds files as they are shared: a GGUF or safetensors transformer in any naming, the
+autoencoder, a UMT5 encoder and its `tokenizer.json`. A `WanVaceCheckpoint` goes out, with the path
+of every component, or an error that says what is missing or unsupported. Imports no tensor library:
+the catalogue describes a model from this, the pipeline loads from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.errors import CheckpointError, UnsupportedCheckpoint
+from models.wan.transformer_config import WanVaceConfig, infer_config
+from models.wan.transformer_names import to_original
+from models.weights.gguf.header import open_header
+from models.weights.gguf.identify import require_wan_vace
+from models.weights.json_file import read_json_object
+from models.weights.safetensors_header import read_shapes
+
+PIPELINE_CLASS = "WanVACEPipeline"
+
+# The official commands for VACE shift this far; a diffusers folder says its own.
+_OFFICIAL_SHIFT = 16.0
+
+_SAMPLERS = {
+    "UniPCMultistepScheduler": "unipc",
+    "DPMSolverMultistepScheduler": "dpm-solver++",
+    "FlowMatchEulerDiscreteScheduler": "flow-euler",
+}
+_SOLVER_OPTIONS: Mapping[str, Any] = {
+    "num_train_timesteps": 1000,
+    "solver_order": 2,
+    "thresholding": False,
+    "lower_order_final": True,
+    "final_sigmas_type": "zero",
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+}
+
+
+@dataclass(frozen=True)
+class WanVaceCheckpoint:
+    """A model's components, its transformer's configuration and its sampling defaults.
+
+    `transformer` is a GGUF or safetensors file or a folder; `autoencoder` and `text_encoder` are
+    files or folders; `tokenizer` is a `tokenizer.json`. `sampler` is a name of
+    `models.samplers.SAMPLERS`; `shift` the flow shift of its sigmas, greater than 0.
+    """
+
+    folder: Path
+    transformer: Path
+    config: WanVaceConfig
+    autoencoder: Path
+    text_encoder: Path
+    tokenizer: Path
+    sampler: str
+    shift: float
+
+    @classmethod
+    def read(cls, source: Path) -> WanVaceCheckpoint:
+        """Find the components at `source` and read what configures them.
+
+        `source` is a folder, or a GGUF transformer whose folder has the other components. Raises
+        CheckpointError when a component is missing or broken, UnsupportedCheckpoint when it is of a
+        kind that is not implemented.
+        """
+        folder = source if source.is_dir() else source.parent
+        index = folder / "model_index.json"
+        if index.is_file():
+            found = read_json_object(index).get("_class_name")
+            if found != PIPELINE_CLASS:
+                raise UnsupportedCheckpoint(
+                    f"{index}: pipeline is {found!r}, supported: {PIPELINE_CLASS!r}"
+                )
+        transformer = _transformer(folder) if source.is_dir() else source
+        scheduler = folder / "scheduler" / "scheduler_config.json"
+        sampler, shift = _read_scheduler(scheduler) if scheduler.exists() else _official()
+        return cls(
+            folder=folder,
+            transformer=transformer,
+            config=_read_config(folder, transformer),
+            autoencoder=_component(folder, "vae", "autoencoder", _is_autoencoder),
+            text_encoder=_component(folder, "text_encoder", "text encoder", _is_text_encoder),
+            tokenizer=_tokenizer(folder),
+            sampler=sampler,
+            shift=shift,
+        )
+
+    @staticmethod
+    def is_at(folder: Path) -> bool:
+        """Whether `folder` looks like it holds such a model, so that `read` may say what lacks."""
+        index = folder / "model_index.json"
+        if index.is_file():
+            return read_json_object(index).get("_class_name") == PIPELINE_CLASS
+        return any(path.suffix in (".gguf", ".safetensors") for path in folder.iterdir())
+
+
+def _transformer(folder: Path) -> Path:
+    if (folder / "transformer" / "config.json").is_file():
+        return folder / "transformer"
+    files = [
+        path
+        for path in sorted(folder.iterdir())
+        if path.suffix in (".gguf", ".safetensors")
+        and not _is_text_encoder(path)
+        and not _is_autoencoder(path)
+    ]
+    if len(files) != 1:
+        there = ", ".join(path.name for path in files) or "none"
+        raise CheckpointError(
+            f"{folder}: expected transformer/config.json or one transformer file, found: {there}"
+        )
+    return files[0]
+
+
+def _component(folder: Path, name: str, what: str, is_it: Callable[[Path], bool]) -> Path:
+    if (folder / name).is_dir():
+        return folder / name
+    found = [path for path in sorted(folder.iterdir()) if path.is_file() and is_it(path)]
+    if len(found) != 1:
+        there = ", ".join(path.name for path in found) or "none"
+        raise CheckpointError(
+            f"{folder}: expected a folder {name!r} or one {what} file, found: {there}"
+        )
+    return found[0]
+
+
+def _tokenizer(folder: Path) -> Path:
+    candidates = (folder / "tokenizer" / "tokenizer.json", folder / "tokenizer.json")
+    for path in candidates:
+        if path.is_file():
+            return path
+    raise CheckpointError(f"{candidates[0]}: no such file, and no {candidates[1].name} beside it")
+
+
+def _is_text_encoder(path: Path) -> bool:
+    name = path.name.lower()
+    return path.suffix in (".gguf", ".safetensors") and ("t5" in name or "text_encoder" in name)
+
+
+def _is_autoencoder(path: Path) -> bool:
+    return path.suffix == ".safetensors" and "vae" in path.name.lower().replace("vace", "")
+
+
+def _read_config(folder: Path, transformer: Path) -> WanVaceConfig:
+    """The configuration, from the folder's `config.json` or else from the shapes of the tensors.
+
+    The `config.json` of a diffusers folder also holds for the GGUF files beside it, since a few
+    things about a model are told by no shape.
+    """
+    path = folder / "transformer" / "config.json"
+    if path.is_file():
+        try:
+            return WanVaceConfig.from_json(read_json_object(path))
+        except UnsupportedCheckpoint as error:
+            raise UnsupportedCheckpoint(f"{path}: {error}") from error
+    if transformer.suffix == ".gguf":
+        header = open_header(transformer)
+        require_wan_vace(transformer, header)
+        shapes = {info.name: info.shape for info in header.tensors}
+    else:
+        shapes = read_shapes(transformer)
+    try:
+        return infer_config({to_original(name): shape for name, shape in shapes.items()})
+    except CheckpointError as error:
+        raise type(error)(f"{transformer}: {error}") from error
+
+
+def _official() -> tuple[str, float]:
+    return "unipc", _OFFICIAL_SHIFT
+
+
+def _read_scheduler(path: Path) -> tuple[str, float]:
+    config = read_json_object(path)
+    found = config.get("_class_name")
+    if found not in _SAMPLERS:
+        raise UnsupportedCheckpoint(
+            f"{path}: scheduler is {found!r}, supported: {' or '.join(_SAMPLERS)}"
+        )
+    sampler = _SAMPLERS[found]
+    shift_key = "shift" if sampler == "flow-euler" else "flow_shift"
+    if sampler != "flow-euler":
+        expected: dict[str, Any] = {
+            **{key: config.get(key, value) for key, value in _SOLVER_OPTIONS.items()},
+            "prediction_type": config.get("prediction_type"),
+            "use_flow_sigmas": config.get("use_flow_sigmas"),
+        }
+        wanted = {
+            **_SOLVER_OPTIONS,
+            "prediction_type": "flow_prediction",
+            "use_flow_sigmas": True,
+        }
+        for key, value in wanted.items():
+            if expected[key] != value:
+                raise UnsupportedCheckpoint(
+                    f"{path}: {key} is {expected[key]!r}, supported: {value!r}"
+                )
+    shift = config.get(shift_key, 1.0)
+    if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < 1e4:
+        raise CheckpointError(f"{path}: {shift_key} is {shift!r}, expected a number in 0..10000")
+    return sampler, float(shift)

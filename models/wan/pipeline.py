@@ -1,0 +1,316 @@
+"""Wan-VACE: a checkpoint becomes a `Pipeline` that makes clips in single steps.
+
+A request's media become one canvas and its VACE context, its prompts text keys and values
+(`prepare`); each `step` runs the transformer over all members of a batch, mixes the guided and
+unguided halves and lets every member's sampler advance; `decode` turns latents into frames. All
+VACE tasks take this one way: they differ in what lies on the canvas.
+
+Follows Jiang et al., VACE, arXiv:2503.07598, on Wan 2.1, arXiv:2503.20314, with classifier-free
+guidance as in Ho & Salimans, arXiv:2207.12598.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from config.model_spec import ModelSpec
+from models.errors import CheckpointError
+from models.pictures import to_frames
+from models.pipeline import Clip, Generation, VideoRequest
+from models.samplers import WAN_SAMPLERS
+from models.samplers.sampled_generation import take_step
+from models.sana.preview import LatentPreview
+from models.wan.autoencoder import WanAutoencoder
+from models.wan.autoencoder_loading import load_autoencoder
+from models.wan.autoencoder_tiling import Tiles, decode_tiled
+from models.wan.canvas import paint
+from models.wan.checkpoint import WanVaceCheckpoint
+from models.wan.generation import (
+    BatchConditioning,
+    WanVaceGeneration,
+    checked_batch,
+    own,
+    serials_of,
+)
+from models.wan.latent_shape import (
+    FRAMES_PER_LATENT,
+    LATENT_CHANNELS,
+    PIXELS_PER_LATENT,
+    latent_frames,
+)
+from models.wan.placement import plan_placement
+from models.wan.text_encoder import WanTextEncoder
+from models.wan.transformer import TimeModulation, WanVaceTransformer
+from models.wan.transformer_loading import load_transformer
+from models.wan.vace_context import ContextBuilder
+from models.weights.offload import offload
+
+# Above so many tokens of one clip a device is busy with a single row, and doing the two halves of
+# guidance one after the other costs no time but halves the activations.
+_TOKENS_TOGETHER = 8192
+
+# Pixels of frames that the autoencoder works on at once.
+_PIXELS_AT_ONCE = 4 * 832 * 480
+
+_PREVIEW_FRAMES = 4
+
+
+class WanVacePipeline:
+    """A resident Wan-VACE checkpoint; see `models.pipeline.Pipeline` for what each method promises.
+
+    `residency` is how the transformer's large weights rest, `placement` one line that says why.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        *,
+        transformer: WanVaceTransformer,
+        autoencoder: WanAutoencoder,
+        text_encoder: WanTextEncoder,
+        preview: LatentPreview | None,
+        device: torch.device,
+        residency: str,
+        placement: str = "",
+    ) -> None:
+        self.spec = spec
+        self.transformer = transformer
+        self.autoencoder = autoencoder
+        self.text_encoder = text_encoder
+        self.device = device
+        self.residency = residency
+        self.placement = placement
+        self._preview = preview
+        self._contexts = ContextBuilder(self._encode)
+        self._last_batch: BatchConditioning | None = None
+
+    @classmethod
+    def load(
+        cls, spec: ModelSpec, *, device: torch.device | str, dtype: torch.dtype
+    ) -> WanVacePipeline:
+        """Load every component of `spec.source` onto `device`.
+
+        Activations of the transformer are `dtype`; the text encoder is bfloat16 for float16, in
+        which it overflows, and the autoencoder always float32, as in the official code. Raises
+        CheckpointError naming the component's file and the tensor, UnsupportedCheckpoint when the
+        folder holds another kind of model.
+        """
+        device = torch.device(device)
+        checkpoint = WanVaceCheckpoint.read(spec.source)
+        plan = plan_placement(spec, checkpoint, device, dtype)
+        transformer = load_transformer(
+            checkpoint.transformer,
+            device=torch.device("cpu") if plan.offload_layers else device,
+            dtype=dtype,
+            residency=plan.mode,
+            config=checkpoint.config,
+        )
+        if plan.offload_layers:
+            _offload(transformer, device, plan.offload_layers)
+        text_encoder = WanTextEncoder.load(
+            checkpoint.text_encoder,
+            checkpoint.tokenizer,
+            device=device,
+            dtype=torch.bfloat16 if dtype == torch.float16 else dtype,
+            max_tokens=checkpoint.config.text_len,
+        )
+        if text_encoder.hidden_size != checkpoint.config.text_dim:
+            raise CheckpointError(
+                f"{checkpoint.text_encoder}: states have {text_encoder.hidden_size} channels, but "
+                f"the transformer takes {checkpoint.config.text_dim}"
+            )
+        autoencoder = load_autoencoder(checkpoint.autoencoder, device=device)
+        is_quantized = checkpoint.transformer.suffix == ".gguf" and plan.mode != "bf16"
+        plain = {torch.bfloat16: "bf16"}.get(dtype, str(dtype).removeprefix("torch."))
+        return cls(
+            spec,
+            transformer=transformer,
+            autoencoder=autoencoder,
+            text_encoder=text_encoder,
+            preview=LatentPreview.load(checkpoint.folder, LATENT_CHANNELS, device),
+            device=device,
+            residency=plan.mode if is_quantized else plain,
+            placement=plan.reason,
+        )
+
+    @torch.inference_mode()
+    def prepare(self, request: VideoRequest) -> WanVaceGeneration:
+        """Encode prompts and media, draw the noise, compute what stays constant over the steps.
+
+        Noise is drawn on the CPU in float32, so that a seed means the same clip on every device.
+        Raises ValueError naming the field for a request outside the spec's limits.
+        """
+        self._check(request)
+        context = self._contexts.build(paint(request))
+        prompts = [self.text_encoder.encode(request.prompt)]
+        if request.guidance_scale > 1.0:
+            prompts.insert(0, self.text_encoder.encode(request.negative_prompt))
+        plan = WAN_SAMPLERS[request.sampler](request.num_inference_steps, request.flow_shift)
+        timesteps = torch.tensor(plan.timesteps, dtype=torch.float32, device=self.device)
+        latents = self._noise(request)
+        count = len(self.transformer.vace_blocks)
+        scales = torch.tensor(request.conditioning_scale, dtype=torch.float32, device=self.device)
+        return WanVaceGeneration(
+            request,
+            batch_key=(self.spec.id, tuple(latents.shape[1:]), len(prompts)),
+            latents=latents,
+            plan=plan,
+            text=self.transformer.encode_text(prompts),
+            time=self.transformer.embed_timesteps(timesteps),
+            context=self.transformer.encode_context(context),
+            scales=scales.expand(count)[None],
+        )
+
+    @torch.inference_mode()
+    def step(self, batch: Sequence[Generation]) -> None:
+        """Advance every member by one denoise step, each at its own timestep and sampler.
+
+        Raises ValueError, before any work, for members that cannot share a step. No member changes
+        if anything raises.
+        """
+        members = checked_batch(batch)
+        latents = torch.cat([member.latents for member in members])
+        conditioning = self._conditioning(members)
+        time = conditioning.time([member.step_index for member in members])
+        take_step(members, latents, self._velocity(latents, time, conditioning))
+
+    @torch.inference_mode()
+    def preview(self, generation: Generation) -> list[Image.Image]:
+        """A few frames of the clip from the latest estimate of its latents, in their order.
+
+        Empty before the first step and for a checkpoint that brings no preview map.
+        """
+        member = own(generation)
+        if self._preview is None or member.step_index == 0:
+            return []
+        latents = member.previous_denoised[0, :, member.num_references :].transpose(0, 1)
+        count = min(_PREVIEW_FRAMES, len(latents))
+        shown = [round(i * (len(latents) - 1) / max(1, count - 1)) for i in range(count)]
+        return self._preview.images(latents[shown])
+
+    @torch.inference_mode()
+    def decode(self, generation: Generation) -> Clip:
+        """The finished clip, without its references.
+
+        A frame too large for the device's memory is decoded in tiles. Raises ValueError before the
+        last step, and ArithmeticError for frames that are not finite.
+        """
+        member = own(generation)
+        if not member.is_done:
+            raise ValueError(f"generation is at step {member.step_index} of {member.num_steps}")
+        if self._last_batch is not None and member.serial in self._last_batch.serials:
+            self._last_batch = None
+        latents = self.autoencoder.denormalize(member.latents[:, :, member.num_references :])
+        video = self._decode(latents)
+        if not video.isfinite().all():
+            raise ArithmeticError("the frames hold values that are not finite numbers")
+        return Clip(to_frames(video[0]), member.request.fps)
+
+    def _velocity(
+        self, latents: Tensor, time: TimeModulation, conditioning: BatchConditioning
+    ) -> Tensor:
+        """Noise minus data at the latents [B, 16, T, h, w], guided where the batch is."""
+        context, scales, text = conditioning.context, conditioning.scales, conditioning.text
+        count = len(latents)
+        if conditioning.guidance_scale is None:
+            return self.transformer(latents, time, text, context, scales)
+        if context.shape[1] > _TOKENS_TOGETHER:
+            unguided, guided = (
+                self.transformer(latents, time, text.index(rows), context, scales)
+                for rows in (range(count), range(count, 2 * count))
+            )
+        else:
+            doubled = time if len(time.embedded) == 1 else TimeModulation.cat([time, time])
+            unguided, guided = self.transformer(
+                torch.cat([latents, latents]),
+                doubled,
+                text,
+                torch.cat([context, context]),
+                torch.cat([scales, scales]),
+            ).chunk(2)
+        return unguided + conditioning.guidance_scale * (guided - unguided)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        try:
+            return self.autoencoder.decode(latents, latents_at_once=_at_once(latents.shape[-2:]))
+        except torch.OutOfMemoryError:
+            pass
+        # Outside of the handler, whose traceback keeps what was allocated.
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return decode_tiled(self.autoencoder, latents, Tiles())
+
+    def _encode(self, video: Tensor) -> Tensor:
+        size = [side // PIXELS_PER_LATENT for side in video.shape[-2:]]
+        latents = self.autoencoder.encode(video.to(self.device), latents_at_once=_at_once(size))
+        return self.autoencoder.normalize(latents)
+
+    def _conditioning(self, members: list[WanVaceGeneration]) -> BatchConditioning:
+        # Kept for one batch only: text keys and values are the largest tensors of a request.
+        if self._last_batch is None or self._last_batch.serials != serials_of(members):
+            self._last_batch = None
+            self._last_batch = BatchConditioning(members)
+        return self._last_batch
+
+    def _noise(self, request: VideoRequest) -> Tensor:
+        frames = len(request.reference_images) + latent_frames(request.num_frames)
+        sides = (request.height // PIXELS_PER_LATENT, request.width // PIXELS_PER_LATENT)
+        generator = torch.Generator().manual_seed(request.seed)
+        noise = torch.randn(1, LATENT_CHANNELS, frames, *sides, generator=generator)
+        return noise.to(self.device)
+
+    def _check(self, request: VideoRequest) -> None:
+        video = self.spec.video
+        assert video is not None
+        limits = {
+            "width": self.spec.width,
+            "height": self.spec.height,
+            "num_frames": video.num_frames,
+            "num_inference_steps": self.spec.num_inference_steps,
+            "guidance_scale": self.spec.guidance_scale,
+            "flow_shift": video.flow_shift,
+        }
+        for field, allowed in limits.items():
+            value = getattr(request, field)
+            multiple_of = getattr(allowed, "multiple_of", 1)
+            if not allowed.minimum <= value <= allowed.maximum or value % multiple_of:
+                steps = f" in steps of {multiple_of}" if multiple_of > 1 else ""
+                raise ValueError(
+                    f"{field} is {value}, allowed: {allowed.minimum}..{allowed.maximum}{steps}"
+                )
+        if request.num_frames % FRAMES_PER_LATENT != 1:
+            raise ValueError(f"num_frames is {request.num_frames}, expected 4n + 1")
+        if len(request.reference_images) > video.max_reference_images:
+            raise ValueError(
+                f"reference_images: {len(request.reference_images)} were given, "
+                f"allowed: {video.max_reference_images}"
+            )
+        counts = (1, video.num_conditioning_scales)
+        if len(request.conditioning_scale) not in counts:
+            raise ValueError(
+                f"conditioning_scale has {len(request.conditioning_scale)} entries, "
+                f"expected 1 or {video.num_conditioning_scales}"
+            )
+        if request.sampler not in self.spec.samplers:
+            raise ValueError(
+                f"sampler is {request.sampler!r}, allowed: {', '.join(self.spec.samplers)}"
+            )
+
+
+def _at_once(latent_size: Sequence[int]) -> int:
+    """How many latents of this height and width the autoencoder takes together."""
+    pixels = FRAMES_PER_LATENT * latent_size[0] * latent_size[1] * PIXELS_PER_LATENT**2
+    return max(1, _PIXELS_AT_ONCE // pixels)
+
+
+def _offload(transformer: WanVaceTransformer, device: torch.device, layers: int) -> None:
+    """Move everything but `layers` of the blocks to `device`; those come when they are needed."""
+    blocks = transformer.blocks_in_call_order()
+    for name, child in transformer.named_children():
+        if name not in ("blocks", "vace_blocks"):
+            child.to(device)
+    offload(blocks, device, resident=len(blocks) - layers)

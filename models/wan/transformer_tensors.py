@@ -1,0 +1,101 @@
+"""The tensors of a file, of whatever kind it is, as loading sees them: described, not yet read.
+
+A mapped GGUF file or safetensors come in; one `StoredTensor` for each tensor goes out, which turns
+into numbers, or into quantised blocks, on demand.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.errors import CheckpointError
+from models.weights.gguf.dequantize import dequantize
+from models.weights.gguf.file import GgufFile
+from models.weights.gguf.format import BLOCK, QuantType
+from models.weights.gguf.packed_tensor import PackedTensor
+from models.weights.gguf.tensor_records import TensorInfo
+from models.weights.safetensors_folder import read_tensors, weight_files
+
+_PLAIN = {
+    QuantType.F32: torch.float32,
+    QuantType.F16: torch.float16,
+    QuantType.BF16: torch.bfloat16,
+}
+
+
+class StoredTensor(ABC):
+    """One tensor of a file. `plain_dtype` is None where its numbers are quantised."""
+
+    name: str
+    shape: tuple[int, ...]
+    plain_dtype: torch.dtype | None
+
+    @abstractmethod
+    def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The numbers in `dtype`; on a CPU a read-only view where the file holds just those."""
+
+    def packed(self, device: torch.device) -> PackedTensor | None:
+        """The quantised blocks, or None where there are none that make a matrix."""
+        return None
+
+
+class _GgufTensor(StoredTensor):
+    def __init__(self, file: GgufFile, info: TensorInfo) -> None:
+        self.name, self.shape = info.name, info.shape
+        self.plain_dtype = _PLAIN.get(info.type)
+        self._file, self._type = file, info.type
+
+    def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        raw = self._file.raw(self.name)
+        if self.plain_dtype is None:
+            # Blocks travel to the device as they are: they are smaller than numbers.
+            return dequantize(raw.to(device), self._type, dtype=dtype).view(self.shape)
+        aligned = raw if raw.storage_offset() % self.plain_dtype.itemsize == 0 else raw.clone()
+        return aligned.view(self.plain_dtype).view(self.shape).to(device, dtype)
+
+    def packed(self, device: torch.device) -> PackedTensor | None:
+        elements = BLOCK[self._type][0]
+        if self.plain_dtype is not None or len(self.shape) != 2 or self.shape[1] % elements:
+            return None
+        packed = self._file.packed(self.name)
+        return PackedTensor(packed.data.to(device), packed.type, packed.shape)
+
+
+class _PlainTensor(StoredTensor):
+    def __init__(self, name: str, tensor: Tensor) -> None:
+        self.name, self.shape = name, tuple(tensor.shape)
+        self.plain_dtype = tensor.dtype
+        self._tensor = tensor
+
+    def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return self._tensor.to(device, dtype)
+
+
+def gguf_tensors(file: GgufFile) -> Iterator[StoredTensor]:
+    """Every tensor of an open file."""
+    for info in file.tensors.values():
+        yield _GgufTensor(file, info)
+
+
+def safetensors_tensors(
+    path: Path, variant: str | None, *, ignored: tuple[str, ...] = ()
+) -> Iterator[StoredTensor]:
+    """Every tensor of a safetensors file, or of those in a folder, whose name does not begin with
+    one of `ignored`.
+
+    Raises CheckpointError naming the file when one is missing, damaged, or holds whole numbers.
+    """
+    for file in weight_files(path, variant) if path.is_dir() else (path,):
+        for name, tensor in read_tensors(file):
+            if name.startswith(ignored):
+                continue
+            if not tensor.is_floating_point():
+                raise CheckpointError(
+                    f"{file}: tensor {name!r} holds {tensor.dtype}, expected floating-point numbers"
+                )
+            yield _PlainTensor(name, tensor)

@@ -1,0 +1,189 @@
+"""The canvas: every task's source lands where, when and how it should."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from models.pipeline import Clip, Outpaint, VideoRequest
+from models.wan.canvas import fill, frame_indices, paint
+
+REQUEST = VideoRequest(
+    prompt="",
+    negative_prompt="",
+    width=32,
+    height=16,
+    num_frames=9,
+    fps=16.0,
+    num_inference_steps=4,
+    guidance_scale=5.0,
+    flow_shift=3.0,
+    conditioning_scale=(1.0,),
+    seed=0,
+    sampler="unipc",
+)
+
+
+def request(**changes):
+    return dataclasses.replace(REQUEST, **changes)
+
+
+def clip(count=9, height=16, width=32, fps=16.0, seed=0):
+    rng = np.random.default_rng(seed)
+    return Clip(rng.integers(0, 256, (count, height, width, 3), dtype=np.uint8), fps)
+
+
+def plain(value, count=1, height=16, width=32):
+    return Clip(np.full((count, height, width, 3), value, dtype=np.uint8), 16.0)
+
+
+def in_model_range(frames):
+    return torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
+
+
+def test_text_alone_leaves_everything_unknown_and_to_be_made():
+    canvas = paint(request())
+    assert canvas.video.shape == (3, 9, 16, 32)
+    assert not canvas.video.any()
+    assert canvas.mask.shape == (1, 9, 16, 32)
+    assert canvas.mask.eq(1).all()
+    assert canvas.references == ()
+
+
+def test_a_control_of_the_right_size_guides_every_frame_unchanged():
+    source = clip()
+    canvas = paint(request(control_video=source))
+    torch.testing.assert_close(canvas.video, in_model_range(source.frames))
+    assert canvas.mask.eq(1).all()
+
+
+def test_a_grey_control_has_the_luma_in_all_three_channels():
+    source = clip()
+    canvas = paint(request(control_video=source, control="grey"))
+    red, green, blue = in_model_range(source.frames)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    for channel in canvas.video:
+        torch.testing.assert_close(channel, luma, atol=1e-5, rtol=0)
+
+
+def test_a_white_mask_turns_the_source_exactly_mid_grey_and_keeps_the_rest():
+    source, white = clip(), np.zeros((1, 16, 32, 3), dtype=np.uint8)
+    white[:, 4:8, 10:20] = 255
+    canvas = paint(request(video=source, mask=Clip(white, 16.0)))
+    made = torch.zeros(9, 16, 32, dtype=torch.bool)
+    made[:, 4:8, 10:20] = True
+    assert canvas.mask[0].bool().equal(made)
+    assert canvas.video[:, made].eq(0).all()
+    kept = in_model_range(source.frames)
+    torch.testing.assert_close(canvas.video[:, ~made], kept[:, ~made])
+
+
+@pytest.mark.parametrize(("level", "made"), [(127, 0.0), (128, 1.0)])
+def test_masks_are_cut_at_one_half(level, made):
+    canvas = paint(request(video=clip(), mask=plain(level)))
+    assert canvas.mask.eq(made).all()
+
+
+def test_a_mask_of_another_size_and_length_is_stretched_over_its_source():
+    frames = np.zeros((3, 8, 8, 3), dtype=np.uint8)
+    frames[0, :, :4] = 255
+    frames[2] = 255
+    canvas = paint(request(video=clip(), mask=Clip(frames, 5.0)))
+    first, middle, last = canvas.mask[0, 0], canvas.mask[0, 4], canvas.mask[0, 8]
+    assert first[:, :15].eq(1).all()
+    assert first[:, 17:].eq(0).all()
+    assert middle.eq(0).all()
+    assert last.eq(1).all()
+
+
+def test_outpainting_keeps_the_source_inside_and_makes_the_rest():
+    beyond = Outpaint(left=0.5, right=0.5, top=0.0, bottom=1.0)
+    canvas = paint(request(video=plain(200, count=9, height=8, width=16), outpaint=beyond))
+    inside = torch.zeros(16, 32, dtype=torch.bool)
+    inside[:8, 8:24] = True
+    assert canvas.mask[0, 3].bool().equal(~inside)
+    assert canvas.video[:, 3, inside].sub(200 / 127.5 - 1).abs().max() < 1e-5
+    assert canvas.video[:, 3, ~inside].eq(0).all()
+
+
+def test_first_and_last_pictures_are_kept_and_all_between_is_made():
+    canvas = paint(request(first_clip=plain(255), last_clip=plain(0)))
+    assert canvas.mask[0].amax((1, 2)).tolist() == [0, 1, 1, 1, 1, 1, 1, 1, 0]
+    assert canvas.video[:, 0].eq(1).all()
+    assert canvas.video[:, -1].eq(-1).all()
+    assert not canvas.video[:, 1:-1].any()
+
+
+def test_a_clip_is_extended_after_its_own_frames_at_its_own_speed():
+    source = clip(count=3, fps=8.0)
+    canvas = paint(request(first_clip=source))
+    # Twice the rate: between two frames of the source the nearer one is shown again.
+    assert canvas.mask[0].amax((1, 2)).tolist() == [0] * 5 + [1] * 4
+    shown = in_model_range(source.frames)[:, [0, 1, 1, 2, 2]]
+    torch.testing.assert_close(canvas.video[:, :5], shown)
+    before = paint(request(last_clip=source))
+    assert before.mask[0].amax((1, 2)).tolist() == [1] * 4 + [0] * 5
+    torch.testing.assert_close(before.video[:, 4:], shown)
+
+
+def test_kept_frames_that_leave_nothing_to_make_are_refused_by_name():
+    with pytest.raises(ValueError, match=r"first_clip: 9 of 9 frames would be kept"):
+        paint(request(first_clip=clip()))
+    with pytest.raises(ValueError, match=r"last_clip: 10 of 9 frames would be kept"):
+        paint(request(first_clip=clip(count=5), last_clip=clip(count=5)))
+
+
+def test_a_control_and_a_first_frame_compose():
+    source = clip()
+    canvas = paint(request(control_video=source, first_clip=plain(255)))
+    assert canvas.video[:, 0].eq(1).all()
+    torch.testing.assert_close(canvas.video[:, 1:], in_model_range(source.frames)[:, 1:])
+    assert canvas.mask[0].amax((1, 2)).tolist() == [0] + [1] * 8
+
+
+def test_a_short_source_leaves_the_frames_after_it_to_the_model():
+    canvas = paint(request(video=clip(count=4), mask=plain(0)))
+    assert canvas.mask[0].amax((1, 2)).tolist() == [0] * 4 + [1] * 5
+    assert not canvas.video[:, 4:].any()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 90), (200, 3), (16, 32)])
+def test_sources_of_any_size_cover_the_canvas(size):
+    frames = fill(np.full((2, *size, 3), 100, dtype=np.uint8), (16, 32))
+    assert frames.shape == (3, 2, 16, 32)
+    assert frames.sub(100 / 127.5 - 1).abs().max() < 1e-5
+
+
+def test_a_wide_source_is_cut_about_its_centre():
+    frames = np.zeros((1, 16, 64, 3), dtype=np.uint8)
+    frames[:, :, 16:48] = 255
+    filled = fill(frames, (16, 32))
+    assert filled.eq(1).all()
+
+
+def test_references_stand_whole_in_the_middle_of_white_in_the_order_given():
+    black, half = plain(0, height=4, width=4), plain(100, height=16, width=8)
+    first, second = paint(request(reference_images=(black, half))).references
+    assert first[:, :, 8:24].eq(-1).all()
+    assert first[:, :, :8].eq(1).all()
+    assert first[:, :, 24:].eq(1).all()
+    assert second[:, :, 12:20].sub(100 / 127.5 - 1).abs().max() < 1e-5
+    assert second[:, :, :12].eq(1).all()
+
+
+@pytest.mark.parametrize(
+    ("source", "source_fps", "fps", "policy", "expected"),
+    [
+        (9, 16.0, 16.0, "trim", [0, 1, 2, 3, 4]),
+        (9, 32.0, 16.0, "trim", [0, 2, 4, 6, 8]),
+        (3, 16.0, 16.0, "trim", [0, 1, 2]),
+        (9, 16.0, 16.0, "resample", [0, 2, 4, 6, 8]),
+        (3, 16.0, 16.0, "resample", [0, 1, 1, 2, 2]),
+        (1, 16.0, 16.0, "resample", [0, 0, 0, 0, 0]),
+    ],
+)
+def test_sources_are_fitted_in_time(source, source_fps, fps, policy, expected):
+    assert frame_indices(source, source_fps, 5, fps, policy) == expected
