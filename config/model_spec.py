@@ -98,6 +98,7 @@ class ModelSpec(BaseModel):
     num_inference_steps: IntParameter
     guidance_scale: FloatParameter
     num_images: IntParameter = IntParameter(default=1, minimum=1, maximum=8)
+    negative_prompt: str = Field(default="", description="What stands for one that is not given.")
     samplers: tuple[str, ...] = Field(min_length=1, description="The first one is the default.")
     max_prompt_chars: int = Field(default=4000, ge=1)
     variant: str | None = Field(

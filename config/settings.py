@@ -56,6 +56,19 @@ class Settings(BaseSettings):
 
     max_queued_jobs: int = Field(default=10_000, ge=1, description="More are answered 503.")
     max_body_bytes: int = Field(default=1 << 20, ge=1024)
+    max_data_url_bytes: int = Field(
+        default=16 << 20, ge=1, description="Files inside one request, together, decoded."
+    )
+    max_file_bytes: int = Field(default=256 << 20, ge=1024, description="Of one upload.")
+    max_file_pixels: int = Field(
+        default=50_000_000, ge=1, le=1 << 26, description="Of one picture or frame."
+    )
+    max_file_frames: int = Field(default=1000, ge=1, description="Of one clip.")
+    max_file_duration_seconds: float = Field(default=600.0, gt=0, description="Of one clip.")
+    file_check_seconds: float = Field(
+        default=30.0, gt=0, description="Longest time that decoding an upload may take."
+    )
+    file_ttl_seconds: int = Field(default=86_400, ge=1, description="Uploads; jobs keep theirs.")
     result_ttl_seconds: int = Field(default=86_400, ge=1)
     event_ttl_seconds: int = Field(default=600, ge=1, description="Event log, after the end.")
     idempotency_ttl_seconds: int = Field(default=86_400, ge=1)

@@ -1,7 +1,8 @@
 """Where outputs lie: a folder of files, written whole or not at all.
 
 Keys look like `jobs/<job id>/<execution id>/<n>.png`. The execution id keeps a fenced-off worker's
-files apart from those of the one that finished; the keeper sweeps the rest.
+files apart from those of the one that finished; the keeper sweeps the rest. A job's input files lie
+in `jobs/<job id>/inputs`, uploads in `files/<blob id>`.
 """
 
 from __future__ import annotations
@@ -18,11 +19,31 @@ from typing import BinaryIO
 KEY = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
 MAX_KEY_CHARS = 512
 JOBS = "jobs"
+INPUTS = "inputs"
+FILES = "files"
+PART_SUFFIX = ".part"
+"""Of what is being written; such a name starts with a dot, which no key does."""
 
 
 def output_key(job_id: str, execution_id: str, index: int, extension: str) -> str:
     """The key of one output; `extension` without its dot."""
     return f"{JOBS}/{job_id}/{execution_id}/{index}.{extension}"
+
+
+def input_key(job_id: str, field: str, index: int | None = None) -> str:
+    """The key of a file that a job was submitted with; `index` counts those of a list field."""
+    name = field if index is None else f"{field}-{index}"
+    return f"{JOBS}/{job_id}/{INPUTS}/{name}"
+
+
+def file_key(blob_id: str) -> str:
+    """The key of an upload; `blob_id` is `<file id>.<anything>`."""
+    return f"{FILES}/{blob_id}"
+
+
+def variant_key(key: str, name: str) -> str:
+    """The key of a smaller form of the output at `key`, a JPEG beside it."""
+    return f"{key.rpartition('.')[0]}.{name}.jpg"
 
 
 def job_prefix(job_id: str) -> str:
@@ -31,8 +52,26 @@ def job_prefix(job_id: str) -> str:
 
 
 @dataclass(frozen=True)
+class UploadBlob:
+    """One upload, or a part of one. `modified` is in seconds since 1970."""
+
+    name: str
+    path: Path
+    modified: float
+
+    @property
+    def is_partial(self) -> bool:
+        return self.name.startswith(".")
+
+    @property
+    def file_id(self) -> str:
+        """The id of the file that it belongs to, or belonged to."""
+        return self.name.partition(".")[0]
+
+
+@dataclass(frozen=True)
 class ExecutionBlobs:
-    """The folder of one execution. `modified` is in seconds since 1970."""
+    """The folder of one execution, or that of a job's inputs. `modified`: seconds since 1970."""
 
     job_id: str
     execution_id: str
@@ -53,7 +92,7 @@ class FileBlobStore:
         """Stores a blob: after a crash the key holds all of `data`, or what it held before."""
         path = self.path(key)
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=PART_SUFFIX)
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
@@ -64,6 +103,52 @@ class FileBlobStore:
             Path(temporary).unlink(missing_ok=True)
             raise
         _fsync_folder(path.parent)
+
+    def new_part(self, folder: str) -> tuple[BinaryIO, Path]:
+        """A file to write a blob to piece by piece, in the folder where `adopt` is to put it."""
+        path = self.path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path, prefix=".", suffix=PART_SUFFIX)
+        return os.fdopen(handle, "wb"), Path(name)
+
+    def adopt(self, part: Path, key: str) -> None:
+        """Makes a file of `new_part`, written and closed, the blob `key`."""
+        path = self.path(key)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(path)
+        _fsync_folder(path.parent)
+
+    def link(self, source: str, target: str) -> None:
+        """Makes the blob `source` the blob `target` as well; each lives on without the other.
+
+        Raises `FileNotFoundError` when there is no `source`.
+        """
+        origin, path = self.path(source), self.path(target)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(origin, path)
+        except FileNotFoundError:
+            raise
+        except OSError:
+            # Not every file system links, nor without end.
+            self.put(target, origin.read_bytes())
+            return
+        _fsync_folder(path.parent)
+
+    def uploads(self) -> Iterator[UploadBlob]:
+        """Every upload and part of one, for the keeper."""
+        try:
+            with os.scandir(self._root / FILES) as entries:
+                found = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+        except FileNotFoundError:
+            return
+        for name in found:
+            path = self._root / FILES / name
+            try:
+                yield UploadBlob(name, path, path.stat().st_mtime)
+            except FileNotFoundError:
+                continue
 
     def path(self, key: str) -> Path:
         """Where the blob lies, or would."""

@@ -84,6 +84,22 @@ class JobActive(JobError):
         self.status = status
 
 
+class StoredFileNotFound(JobError):
+    """No such upload, or its time to live has ended."""
+
+    def __init__(self, file_id: str) -> None:
+        super().__init__(f"no file {file_id!r}")
+        self.file_id = file_id
+
+
+class FileTooLarge(JobError):
+    """More bytes came than one file may have."""
+
+    def __init__(self, max_bytes: int) -> None:
+        super().__init__(f"the file has more than {max_bytes} bytes")
+        self.max_bytes = max_bytes
+
+
 class ForeignJob(JobError):
     """A record in RQ's format that did not come from our submit script; never run."""
 

@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 
 from config.settings import Settings
 from jobs import keys, scripts
-from jobs.blobs import ExecutionBlobs, FileBlobStore, job_prefix
+from jobs.blobs import INPUTS, ExecutionBlobs, FileBlobStore, UploadBlob, job_prefix
 from jobs.lease import WORKER_LOST_TRACE
 from jobs.metrics import count_put_back
 from jobs.worker_registry import forget_dead
@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 BATCH = 100
 """Most jobs handled in one script call, so that Redis is never held up for long."""
+
+PARTIAL_SECONDS = 3600.0
+"""An upload that has not grown for this long was broken off."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class Keeper:
         expired = self._expire()
         orphans = 0
         if time.monotonic() >= self._next_sweep:
-            orphans = self._sweep()
+            orphans = self._sweep() + self._sweep_uploads()
             forget_dead(self._redis)
             self._next_sweep = time.monotonic() + self._sweep_seconds
         return KeeperReport(
@@ -146,7 +149,38 @@ class Keeper:
             # Redis may have been swapped or emptied: what it does not know is kept for as long as
             # any result would be.
             return found.modified < time.time() - self._settings.result_ttl_seconds
+        if found.execution_id == INPUTS:
+            # A job keeps these to its end and beyond: RQ's tools may put it to work again.
+            return False
         return found.execution_id.encode() not in executions
+
+    def _sweep_uploads(self) -> int:
+        """Removes uploads whose time is over, and what broken ones have left."""
+        old = time.time() - self._orphan_grace_seconds
+        candidates = [found for found in self._blobs.uploads() if found.modified < old]
+        removed = 0
+        for start in range(0, len(candidates), BATCH):
+            part = candidates[start : start + BATCH]
+            pipeline = self._redis.pipeline(transaction=False)
+            for found in part:
+                pipeline.hget(keys.file(found.file_id), "blob")
+            for found, blob in zip(part, pipeline.execute(), strict=True):
+                if self._is_stray(found, blob):
+                    found.path.unlink(missing_ok=True)
+                    removed += 1
+        before_us = (self._redis_now() - self._settings.file_ttl_seconds) * 1e6
+        rows = cast("list[bytes]", self._redis.zrangebyscore(keys.FILE_INDEX, "-inf", before_us))
+        for start in range(0, len(rows), BATCH):
+            scripts.run(self._redis, scripts.FILE_PRUNE, rows[start : start + BATCH])
+        return removed
+
+    def _is_stray(self, found: UploadBlob, blob: bytes | None) -> bool:
+        if found.is_partial:
+            return found.modified < time.time() - PARTIAL_SECONDS
+        if blob is None:
+            # As with results: Redis may have been swapped or emptied.
+            return found.modified < time.time() - self._settings.file_ttl_seconds
+        return blob != found.name.encode()
 
     def _redis_now(self) -> float:
         seconds, microseconds = self._redis.time()

@@ -17,6 +17,8 @@ names. The scripts build key names from ids, so one Redis primary is needed, not
 | `denoised:idem:<digest>` | hash | job id and fingerprint of an idempotency key |
 | `denoised:jobs` | zset | id -> submission time in us; the listing |
 | `denoised:expiry` | zset | id -> when record, results and blobs are to go |
+| `denoised:file:<id>` | hash | what is known of an upload; expires with it |
+| `denoised:files` | zset | id -> upload time in us; the listing |
 | `denoised:finishes` | list | times of the latest finishes |
 | `denoised:queues` | set | names of our queues |
 """
@@ -30,6 +32,7 @@ from jobs.types import Priority
 INDEX = "denoised:jobs"
 EXPIRY = "denoised:expiry"
 LEASES = "denoised:wip"
+FILE_INDEX = "denoised:files"
 QUEUES = "denoised:queues"
 WORKERS = "rq:workers"
 
@@ -42,6 +45,11 @@ def job(job_id: str) -> str:
 def events(job_id: str) -> str:
     """The event stream of one job, and the channel its live events are published on."""
     return f"denoised:ev:{job_id}"
+
+
+def file(file_id: str) -> str:
+    """The hash of one upload."""
+    return f"denoised:file:{file_id}"
 
 
 def queue_name(model: str, priority: Priority) -> str:
@@ -73,3 +81,8 @@ def workers_of(queue: str) -> str:
 def idempotency_digest(key: str) -> str:
     """A key of fixed length for whatever a client sent."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def idempotency(digest: str) -> str:
+    """The hash of one idempotency key."""
+    return f"denoised:idem:{digest}"

@@ -32,6 +32,8 @@ DEFAULT_RETRY_AFTER = 10
 
 MAX_RETRY_AFTER = 600
 
+_IDEMPOTENCY = ["id", "fingerprint"]
+
 JobPage = tuple[list[JobRecord], str | None]
 BlobKeys = list[str]
 
@@ -110,6 +112,24 @@ class JobStore:
                 raise IdempotencyConflict(reply[1].decode())
             case _:
                 raise QueueFull(_retry_after(finishes=reply[1], seconds=float(reply[2])))
+
+    async def earlier(self, idempotency_key: str, fingerprint: str) -> JobRecord | None:
+        """The job that this key made before, if any. Raises `IdempotencyConflict`.
+
+        Only a shortcut: `submit` decides.
+        """
+        digest = keys.idempotency_digest(idempotency_key)
+        with store_errors():
+            fields = await cast("Any", self._redis.hmget(keys.idempotency(digest), _IDEMPOTENCY))
+        if fields[0] is None:
+            return None
+        try:
+            record = await self.get(fields[0].decode())
+        except JobNotFound:
+            return None
+        if fields[1] != fingerprint.encode():
+            raise IdempotencyConflict(record.id)
+        return record
 
     async def get(self, job_id: str) -> JobRecord:
         """The job now, with its place in the queue. Raises `JobNotFound`."""

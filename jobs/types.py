@@ -90,7 +90,11 @@ class JobFailure(BaseModel):
 
 
 class Output(BaseModel):
-    """One stored result. `key` addresses the blob store and is not shown to clients."""
+    """One stored result. `key` addresses the blob store and is not shown to clients.
+
+    `codec` and what follows it up to `duration_seconds` are None for pictures; `variants` names the
+    smaller forms stored beside it (`jobs.blobs.variant_key`).
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -101,6 +105,11 @@ class Output(BaseModel):
     bytes: int
     sha256: str
     seed: int
+    codec: str | None = None
+    num_frames: int | None = None
+    fps: float | None = None
+    duration_seconds: float | None = None
+    variants: tuple[str, ...] = ()
 
 
 class Usage(BaseModel):

@@ -35,6 +35,10 @@ class WorkerInfo(BaseModel):
     device: str
     dtype: str
     models: tuple[str, ...] = Field(default=(), description="Ids resident and served.")
+    residency: dict[str, str] = Field(
+        default_factory=dict,
+        description="How each model's weights rest in memory, by id: packed, fp8 or a dtype.",
+    )
     model_errors: dict[str, str] = Field(
         default_factory=dict, description="Why a model is not served, by id."
     )

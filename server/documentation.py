@@ -16,12 +16,12 @@ from server.schemas import JobEvent, JobRequest
 _REFERENCE = "#/components/schemas/{model}"
 
 _MEANINGS = {
-    400: "The body is not a JSON object.",
+    400: "The body is not a JSON object, or not a whole form.",
     404: "No such resource, or it has expired.",
     409: "The job is not in a state for this.",
     410: "The result has expired and is gone.",
     413: "The body is too large.",
-    415: "The body is not JSON in UTF-8.",
+    415: "The body is not JSON in UTF-8, or not a form where one is needed.",
     416: "The range lies outside the file.",
     422: "A field is wrong: `param` names it, `detail` tells what is allowed.",
     503: "The queue is full or Redis does not answer; `Retry-After` says when to try again.",

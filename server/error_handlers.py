@@ -22,6 +22,7 @@ from jobs.errors import (
     JobActive,
     JobNotFound,
     QueueFull,
+    StoredFileNotFound,
     StoreUnavailable,
 )
 from server.problems import (
@@ -114,6 +115,10 @@ def _not_found(_: JobNotFound) -> Problem:
     )
 
 
+def _file_not_found(_: StoredFileNotFound) -> Problem:
+    return Problem(404, ProblemCode.NOT_FOUND, "There is no file with this id, or it has expired.")
+
+
 def _active(_: JobActive) -> Problem:
     return Problem(
         409,
@@ -150,6 +155,7 @@ def _unavailable(_: StoreUnavailable) -> Problem:
 
 _TRANSLATIONS: dict[type[Exception], Callable[[Any], Problem]] = {
     JobNotFound: _not_found,
+    StoredFileNotFound: _file_not_found,
     JobActive: _active,
     QueueFull: _queue_full,
     IdempotencyConflict: _idempotency_conflict,

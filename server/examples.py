@@ -50,6 +50,11 @@ JOB: dict[str, Any] = {
             "bytes": 31415,
             "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
             "seed": 7,
+            "codec": None,
+            "num_frames": None,
+            "fps": None,
+            "duration_seconds": None,
+            "variants": ["thumbnail"],
         }
     ],
     "error": None,
@@ -61,6 +66,29 @@ JOB: dict[str, Any] = {
         "outputs": [f"/v1/jobs/{JOB_ID}/outputs/0"],
     },
     "metadata": {"order": "17"},
+}
+
+FILE_ID = "file_7c9e6679f7434c1e9d1e0c7f5a1b2c3d"
+
+FILE: dict[str, Any] = {
+    "id": FILE_ID,
+    "object": "file",
+    "kind": "video",
+    "content_type": "video/mp4",
+    "bytes": 27182,
+    "sha256": "2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae",
+    "filename": "walk.mp4",
+    "purpose": None,
+    "width": 832,
+    "height": 480,
+    "num_frames": 81,
+    "fps": 16.0,
+    "duration_seconds": 5.0625,
+    "has_alpha": False,
+    "rotation": 0,
+    "created_at": "2026-01-31T12:00:00.000Z",
+    "expires_at": "2026-02-01T12:00:00.000Z",
+    "links": {"self": f"/v1/files/{FILE_ID}", "content": f"/v1/files/{FILE_ID}/content"},
 }
 
 EVENTS = """\

@@ -5,24 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from config.model_spec import IntParameter, ModelSpec
+from config.model_spec import FloatParameter, IntParameter, ModelSpec
 from jobs.schema import input_json_schema
 from jobs.worker_registry import WorkerInfo
 from server.schemas import Model, Residency
 
-_PARAMETERS = ("width", "height", "num_inference_steps", "guidance_scale", "num_images")
+_PARAMETERS = ("width", "height", "num_inference_steps", "guidance_scale")
+_VIDEO_PARAMETERS = ("num_frames", "fps", "flow_shift", "conditioning_scale")
 
 
 def model_view(spec: ModelSpec, workers: Sequence[WorkerInfo]) -> Model:
     """The public form of a model; the folder of its weights stays private."""
     limits: dict[str, Any] = {"prompt": {"max_chars": spec.max_prompt_chars}}
     defaults: dict[str, Any] = {"sampler": spec.samplers[0]}
-    for name in _PARAMETERS:
-        parameter = getattr(spec, name)
+    for name, parameter in _parameters(spec).items():
         limits[name] = {"minimum": parameter.minimum, "maximum": parameter.maximum}
         if isinstance(parameter, IntParameter):
             limits[name]["multiple_of"] = parameter.multiple_of
         defaults[name] = parameter.default
+    if spec.video is not None:
+        limits["conditioning_scale"]["max_items"] = spec.video.num_conditioning_scales
+        limits["reference_images"] = {"max_items": spec.video.max_reference_images}
+        limits["num_frames"]["max_total_pixels"] = spec.video.max_pixels
     return Model(
         id=spec.id,
         family=spec.family,
@@ -36,12 +40,21 @@ def model_view(spec: ModelSpec, workers: Sequence[WorkerInfo]) -> Model:
     )
 
 
+def _parameters(spec: ModelSpec) -> dict[str, IntParameter | FloatParameter]:
+    if spec.video is None:
+        return {name: getattr(spec, name) for name in (*_PARAMETERS, "num_images")}
+    return {name: getattr(spec, name) for name in _PARAMETERS} | {
+        name: getattr(spec.video, name) for name in _VIDEO_PARAMETERS
+    }
+
+
 def residency(model_id: str, workers: Sequence[WorkerInfo]) -> Residency:
     """Resident if any worker holds the model; else loading if one may yet; else unavailable."""
-    holders = sum(model_id in worker.models for worker in workers)
+    holders = [worker for worker in workers if model_id in worker.models]
     error = next((w.model_errors[model_id] for w in workers if model_id in w.model_errors), None)
     if holders:
-        return Residency(state="resident", workers=holders, error=error)
+        mode = holders[0].residency.get(model_id)
+        return Residency(state="resident", mode=mode, workers=len(holders), error=error)
     if any(w.state == "starting" and model_id not in w.model_errors for w in workers):
         return Residency(state="loading", workers=0, error=error)
     return Residency(state="unavailable", workers=0, error=error or "No live worker serves it.")

@@ -90,6 +90,17 @@ class JobOutput(PublicModel):
     bytes: int
     sha256: str
     seed: int = Field(description="With this seed and num_images 1 the input gives this output.")
+    codec: str | None = Field(
+        default=None, description="Of a clip: how it is coded.", examples=["h264"]
+    )
+    num_frames: int | None = Field(default=None, description="Of a clip.")
+    fps: float | None = Field(default=None, description="Of a clip: frames a second.")
+    duration_seconds: float | None = Field(default=None, description="Of a clip.")
+    variants: list[str] = Field(
+        default_factory=list,
+        description="Smaller forms, JPEGs under `url` with `?variant=`: `thumbnail`, and of a clip "
+        "`frames`, some of its frames side by side.",
+    )
 
 
 class JobError(PublicModel):
@@ -182,10 +193,60 @@ class JobList(PublicModel):
     next_cursor: str | None
 
 
+class FileLinks(PublicModel):
+    """Where to go on from here."""
+
+    self: str
+    content: str
+
+
+class StoredFile(PublicModel):
+    """An upload and what is in it: upright, without alpha, at a constant frame rate."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [examples.FILE]})
+
+    id: str
+    object: Literal["file"] = "file"
+    kind: Literal["image", "video"]
+    content_type: str = Field(examples=["video/mp4"])
+    bytes: int
+    sha256: str
+    filename: str | None
+    purpose: str | None
+    width: int
+    height: int
+    num_frames: int
+    fps: float | None = Field(description="null for a picture.")
+    duration_seconds: float | None = Field(description="null for a picture.")
+    has_alpha: bool = Field(description="Transparent parts become white when it is used.")
+    rotation: int = Field(
+        description="Degrees counterclockwise that the file asks to be turned by; applied when it "
+        "is used, and in `width` and `height`."
+    )
+    created_at: Time
+    expires_at: Time
+    links: FileLinks
+
+
+class FileList(PublicModel):
+    """One page of files, newest first. `next_cursor` asks for the next one."""
+
+    object: Literal["list"] = "list"
+    data: list[StoredFile]
+    has_more: bool
+    next_cursor: str | None
+
+
 class Residency(PublicModel):
     """Whether some worker has the model in memory."""
 
     state: Literal["resident", "loading", "unavailable"]
+    mode: str | None = Field(
+        default=None,
+        description="How the weights rest in memory: `packed` as in a quantised file, `fp8`, or "
+        "the name of a number format; null unless resident.",
+        examples=["packed"],
+    )
     workers: int = Field(description="Workers that hold it.")
     error: str | None = Field(description="Why no worker can load it, if one has said so.")
 

@@ -19,6 +19,9 @@ from config.settings import Settings
 from jobs.blobs import FileBlobStore
 from jobs.connections import connect_async
 from jobs.events import EventHub
+from jobs.files import FileStore, media_limits
+from jobs.job_inputs import JobInputs
+from jobs.media.inspector import MediaInspector
 from jobs.store import JobStore
 
 
@@ -32,6 +35,9 @@ class Services:
     store: JobStore
     hub: EventHub
     blobs: FileBlobStore
+    files: FileStore
+    inputs: JobInputs
+    inspector: MediaInspector
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -45,6 +51,9 @@ async def open_services(settings: Settings, specs: Sequence[ModelSpec]) -> Async
         raise ValueError("the HTTP side needs settings.redis_url")
     redis = connect_async(settings.redis_url)
     hub = EventHub(redis)
+    blobs = FileBlobStore(settings.blob_dir)
+    files = FileStore(redis, blobs, settings)
+    inspector = MediaInspector(media_limits(settings), seconds=settings.file_check_seconds)
     try:
         yield Services(
             settings=settings,
@@ -52,9 +61,13 @@ async def open_services(settings: Settings, specs: Sequence[ModelSpec]) -> Async
             redis=redis,
             store=JobStore(redis, settings),
             hub=hub,
-            blobs=FileBlobStore(settings.blob_dir),
+            blobs=blobs,
+            files=files,
+            inputs=JobInputs(files, blobs, inspector, settings),
+            inspector=inspector,
         )
     finally:
+        await asyncio.to_thread(inspector.close)
         await hub.close()
         await redis.aclose()
 

@@ -1,7 +1,8 @@
-"""From a request body to a `NewJob`: every check that needs no Redis.
+"""From a request body to a queued job.
 
-The body's shape is checked by `JobRequest`, its `input` by the model's own schema; then the job
-gets its id and the fingerprint that tells a repeated submission from a different one.
+The body's shape is checked by `JobRequest`, its `input` by the model's own schema, with the files
+that it names; then the job gets its id and the fingerprint that tells a repeated submission from a
+different one, and is handed to the job store.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from config.model_spec import ModelSpec
-from jobs.schema import resolve_input, total_steps
-from jobs.types import NewJob
+from config.settings import Settings
+from jobs.errors import IdempotencyConflict, QueueFull
+from jobs.schema import file_references, total_steps
+from jobs.types import JobRecord, NewJob
 from server.error_handlers import field_errors
 from server.problems import FieldError, Problem, ProblemCode, invalid_fields
 from server.schemas import JobRequest
+from server.services import Services
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 
@@ -30,14 +34,56 @@ def new_job_id() -> str:
     return f"job_{uuid.uuid4().hex}"
 
 
-def new_job(
-    body: dict[str, Any], specs: Mapping[str, ModelSpec], *, idempotency_key: str | None
-) -> NewJob:
-    """The validated submission.
+def max_body_bytes(settings: Settings, specs: Mapping[str, ModelSpec]) -> int:
+    """How large a submission may be: more where some model takes files, which may be inside."""
+    if all(spec.task != "video" for spec in specs.values()):
+        return settings.max_body_bytes
+    # Base64 makes four characters of three bytes.
+    return settings.max_body_bytes + -(-settings.max_data_url_bytes // 3) * 4
 
-    Raises `Problem` (422) or `jobs.errors.InvalidInput`, naming the field and what is allowed.
+
+async def submit(
+    services: Services, body: dict[str, Any], *, idempotency_key: str | None
+) -> tuple[JobRecord, bool]:
+    """Queues the job that `body` asks for; returns its record and whether this call made it.
+
+    Raises `Problem` (422) or `jobs.errors.InvalidInput`, naming the field and what is allowed, and
+    what `JobStore.submit` raises. Files that came with a refused job are not kept.
     """
-    if idempotency_key is not None and not _IDEMPOTENCY_KEY.fullmatch(idempotency_key):
+    _check_idempotency_key(idempotency_key)
+    request, spec = _checked(body, services.specs)
+    digest = fingerprint(body)
+    # A repetition must find its job though the files have expired meanwhile.
+    if idempotency_key is not None and file_references(spec, request.input):
+        earlier = await services.store.earlier(idempotency_key, digest)
+        if earlier is not None:
+            return earlier, False
+    prepared = await services.inputs.prepare(new_job_id(), spec, request.input)
+    job = NewJob(
+        id=prepared.job_id,
+        model=spec.id,
+        input=prepared.resolved,
+        total_steps=total_steps(prepared.resolved),
+        priority=request.priority,
+        deterministic=request.deterministic,
+        metadata=dict(request.metadata),
+        idempotency_key=idempotency_key,
+        fingerprint=digest,
+    )
+    # After any other error the job may be queued all the same, and needs its files; if it is not,
+    # the keeper removes them.
+    try:
+        record, created = await services.store.submit(job)
+    except (QueueFull, IdempotencyConflict):
+        await services.inputs.withdraw(prepared)
+        raise
+    if not created:
+        await services.inputs.release(prepared)
+    return record, created
+
+
+def _check_idempotency_key(key: str | None) -> None:
+    if key is not None and not _IDEMPOTENCY_KEY.fullmatch(key):
         raise invalid_fields(
             [
                 FieldError(
@@ -47,6 +93,9 @@ def new_job(
                 )
             ]
         )
+
+
+def _checked(body: dict[str, Any], specs: Mapping[str, ModelSpec]) -> tuple[JobRequest, ModelSpec]:
     try:
         request = JobRequest.model_validate(body)
     except ValidationError as error:
@@ -59,18 +108,7 @@ def new_job(
             f"model is not served here; models: {', '.join(specs) or 'none'}.",
             param="model",
         )
-    resolved = resolve_input(spec, request.input)
-    return NewJob(
-        id=new_job_id(),
-        model=spec.id,
-        input=resolved,
-        total_steps=total_steps(resolved),
-        priority=request.priority,
-        deterministic=request.deterministic,
-        metadata=dict(request.metadata),
-        idempotency_key=idempotency_key,
-        fingerprint=fingerprint(body),
-    )
+    return request, spec
 
 
 def fingerprint(body: Mapping[str, Any]) -> str:

@@ -96,4 +96,9 @@ def _output_view(job_id: str, index: int, output: Output, root_path: str) -> Job
         bytes=output.bytes,
         sha256=output.sha256,
         seed=output.seed,
+        codec=output.codec,
+        num_frames=output.num_frames,
+        fps=output.fps,
+        duration_seconds=output.duration_seconds,
+        variants=list(output.variants),
     )

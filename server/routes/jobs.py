@@ -24,7 +24,7 @@ from server.documentation import problems
 from server.problems import FieldError, invalid_fields
 from server.schemas import Job, JobList
 from server.services import ServicesDep
-from server.submission import new_job
+from server.submission import max_body_bytes, submit
 from server.views import job_url, job_view
 from server.waiting import preferred_wait, wait_for_end
 
@@ -113,10 +113,11 @@ async def submit_job(
 
     `input` takes the fields of the model's schema (`GET /v1/models/{id}`). What is left out gets
     its default; a seed is drawn if none is given; the answer shows the input fully resolved.
+    Fields that take a picture or a clip hold the id of a file (`POST /v1/files`) or a data URL.
     """
-    body = await read_json_object(request, max_bytes=services.settings.max_body_bytes)
-    job = new_job(body, services.specs, idempotency_key=idempotency_key)
-    record, created = await services.store.submit(job)
+    limit = max_body_bytes(services.settings, services.specs)
+    body = await read_json_object(request, max_bytes=limit)
+    record, created = await submit(services, body, idempotency_key=idempotency_key)
     wait = preferred_wait(prefer or [])
     if wait and not record.status.is_terminal:
         await wait_for_end(request, services, record.id, wait)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from typing import Annotated
+from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 from starlette.types import Message, Receive, Scope, Send
 
+from jobs.blobs import variant_key
 from jobs.types import JobRecord, Output, Status
 from server.documentation import problems
 from server.problems import Problem, ProblemCode, render
@@ -19,7 +20,13 @@ from server.services import ServicesDep
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 
-_SUFFIXES = {"image/png": "png", "image/jpeg": "jpg", "image/webp": "webp"}
+_SUFFIXES = {
+    "image/png": "png",
+    "image/jpeg": "jpg",
+    "image/webp": "webp",
+    "video/mp4": "mp4",
+    "video/webm": "webm",
+}
 _BYTE_RANGE = re.compile(r"(?:\d+-\d*|-\d+)")
 _CONTENT = {
     media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in _SUFFIXES
@@ -99,6 +106,16 @@ def _output_of(record: JobRecord, index: int) -> Output:
     return record.outputs[index]
 
 
+def _no_variant(variant: str, output: Output) -> Problem:
+    there = ", ".join(output.variants) or "none"
+    return Problem(
+        404,
+        ProblemCode.NOT_FOUND,
+        f"The output has no variant {variant!r}; its variants: {there}.",
+        param="variant",
+    )
+
+
 @router.get(
     "/{job_id}/outputs/{index}",
     summary="Fetch a result",
@@ -116,10 +133,24 @@ async def get_output(
     index: Annotated[int, Path(ge=0, le=1000, description="Number of the output, from 0.")],
     request: Request,
     services: ServicesDep,
+    variant: Annotated[
+        Literal["thumbnail", "frames"] | None,
+        Query(
+            description="A smaller form, as JPEG: `thumbnail` (longer side 256 pixels at most) or, "
+            "of a clip, `frames` (up to nine side by side). The output lists what it has."
+        ),
+    ] = None,
 ) -> Response:
     """The file, with `ETag` (its SHA-256), range requests and a telling file name."""
     output = _output_of(await services.store.get(job_id), index)
-    etag = f'"{output.sha256}"'
+    key, content_type, etag, stem = output.key, output.content_type, output.sha256, str(index)
+    if variant is not None:
+        if variant not in output.variants:
+            raise _no_variant(variant, output)
+        # A variant never changes while its output does not.
+        key, content_type, etag = variant_key(key, variant), "image/jpeg", f"{etag}-{variant}"
+        stem = f"{index}-{variant}"
+    etag = f'"{etag}"'
     headers = {
         "ETag": etag,
         "Cache-Control": "private, max-age=3600, immutable",
@@ -127,19 +158,19 @@ async def get_output(
     }
     if matches(request.headers.get("if-none-match", ""), etag):
         return Response(status_code=304, headers=headers)
-    path = services.blobs.path(output.key)
+    path = services.blobs.path(key)
     try:
         found = await asyncio.to_thread(os.stat, path)
     except FileNotFoundError:
         raise Problem(
             410, ProblemCode.RESULT_EXPIRED, "The result has expired and its file is gone."
         ) from None
-    suffix = _SUFFIXES.get(output.content_type, "bin")
+    suffix = _SUFFIXES.get(content_type, "bin")
     return OutputFile(
         path,
         headers=headers,
-        media_type=output.content_type,
-        filename=f"{job_id}-{index}.{suffix}",
+        media_type=content_type,
+        filename=f"{job_id}-{stem}.{suffix}",
         stat_result=found,
         content_disposition_type="inline",
     )

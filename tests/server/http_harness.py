@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,7 +16,7 @@ import httpx2
 
 from config.model_spec import FloatParameter, IntParameter, ModelSpec
 from config.settings import Settings
-from jobs.blobs import FileBlobStore
+from jobs.blobs import FileBlobStore, variant_key
 from jobs.lease import LeaseClient
 from jobs.types import (
     ClaimedJob,
@@ -50,6 +50,7 @@ SPEC = ModelSpec(
 )
 OTHER_SPEC = SPEC.model_copy(update={"id": "other-model", "description": "Nor does this one."})
 BODY: dict[str, Any] = {"model": SPEC.id, "input": {"prompt": "a red circle"}}
+THUMBNAIL = b"not really a jpeg"
 PATIENCE = 10.0
 """Seconds after which a test that waits for something gives up."""
 
@@ -95,10 +96,10 @@ class Api:
 
 
 @contextmanager
-def serving(settings: Settings) -> Iterator[Api]:
+def serving(settings: Settings, specs: Sequence[ModelSpec] = (SPEC, OTHER_SPEC)) -> Iterator[Api]:
     """The application under uvicorn on a free port, in a thread of this process."""
     settings = settings.model_copy(update={"host": "127.0.0.1", "port": 0})
-    server = ApiServer(create_app(settings, (SPEC, OTHER_SPEC)), settings)
+    server = ApiServer(create_app(settings, specs), settings)
     thread = threading.Thread(target=server.run, name="api")
     thread.start()
     try:
@@ -137,6 +138,7 @@ class FakeWorker:
         for n in range(job.input["num_images"]):
             key = f"jobs/{job.id}/{job.execution_id}/{n}.png"
             self.blobs.put(key, content)
+            self.blobs.put(variant_key(key, "thumbnail"), THUMBNAIL)
             outputs.append(
                 Output(
                     key=key,
@@ -146,6 +148,7 @@ class FakeWorker:
                     bytes=len(content),
                     sha256=hashlib.sha256(content).hexdigest(),
                     seed=job.input["seed"] + n,
+                    variants=("thumbnail",),
                 )
             )
         usage = Usage(gpu_seconds=0.5, steps=job.input["num_inference_steps"])

@@ -31,7 +31,8 @@ def test_a_succeeded_job_shows_outputs_usage_and_end(api: Api, worker: FakeWorke
     assert job["metadata"] == {"order": "17"}
     [output] = job["outputs"]
     assert set(output) == {
-        *("index", "url", "content_type", "width", "height", "bytes", "sha256", "seed")
+        *("index", "url", "content_type", "width", "height", "bytes", "sha256", "seed"),
+        *("codec", "num_frames", "fps", "duration_seconds", "variants"),
     }
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from http_harness import OTHER_SPEC, SPEC, Api, worker_info
 
+from config.model_spec import ModelSpec
 from jobs.worker_registry import announce
-from server.model_views import residency
+from server.model_views import model_view, residency
 
 
 def test_a_model_shows_limits_defaults_and_the_schema_of_its_input(api: Api) -> None:
@@ -21,6 +22,40 @@ def test_a_model_shows_limits_defaults_and_the_schema_of_its_input(api: Api) -> 
     assert schema["additionalProperties"] is False
     assert schema["required"] == ["prompt"]
     assert set(model["limits"]) <= set(schema["properties"])
+
+
+def test_a_model_of_clips_shows_what_clips_may_be() -> None:
+    spec = ModelSpec.model_validate(
+        SPEC.model_dump()
+        | {
+            "family": "wan-vace",
+            "task": "video",
+            "num_images": {"default": 1, "minimum": 1, "maximum": 1},
+            "video": {
+                "num_frames": {"default": 9, "minimum": 1, "maximum": 17},
+                "fps": {"default": 16.0, "minimum": 1.0, "maximum": 60.0},
+                "flow_shift": {"default": 3.0, "minimum": 0.1, "maximum": 100.0},
+                "conditioning_scale": {"default": 1.0, "minimum": 0.0, "maximum": 2.0},
+                "num_conditioning_scales": 2,
+                "max_reference_images": 3,
+                "max_pixels": 50_000,
+            },
+        }
+    )
+    model = model_view(spec, [])
+    assert model.task == "video"
+    assert model.limits["num_frames"] == {
+        "minimum": 1,
+        "maximum": 17,
+        "multiple_of": 1,
+        "max_total_pixels": 50_000,
+    }
+    assert model.limits["fps"] == {"minimum": 1.0, "maximum": 60.0}
+    assert model.limits["conditioning_scale"]["max_items"] == 2
+    assert model.limits["reference_images"] == {"max_items": 3}
+    assert (model.defaults["num_frames"], model.defaults["flow_shift"]) == (9, 3.0)
+    assert set(model.limits) <= set(model.input_schema["properties"])
+    assert set(model.defaults) <= set(model.input_schema["properties"])
 
 
 def test_all_models_are_listed(api: Api) -> None:
@@ -46,11 +81,15 @@ def test_residency_comes_from_the_workers_announcements(api: Api, redis_client: 
     assert state(SPEC.id)["state"] == "unavailable"
     announce(
         redis_client,
-        worker_info(model_errors={OTHER_SPEC.id: "vae.safetensors is truncated"}),
+        worker_info(
+            residency={SPEC.id: "packed"},
+            model_errors={OTHER_SPEC.id: "vae.safetensors is truncated"},
+        ),
     )
-    assert state(SPEC.id) == {"state": "resident", "workers": 1, "error": None}
+    assert state(SPEC.id) == {"state": "resident", "mode": "packed", "workers": 1, "error": None}
     assert state(OTHER_SPEC.id) == {
         "state": "unavailable",
+        "mode": None,
         "workers": 0,
         "error": "vae.safetensors is truncated",
     }

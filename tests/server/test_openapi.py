@@ -12,7 +12,7 @@ from http_harness import Api
 from config.settings import Settings
 from server import examples, openapi
 from server.app import create_app
-from server.schemas import Job, JobRequest
+from server.schemas import Job, JobRequest, StoredFile
 
 ROUTES = {
     ("POST", "/v1/jobs"),
@@ -22,6 +22,11 @@ ROUTES = {
     ("POST", "/v1/jobs/{job_id}/cancel"),
     ("GET", "/v1/jobs/{job_id}/events"),
     ("GET", "/v1/jobs/{job_id}/outputs/{index}"),
+    ("POST", "/v1/files"),
+    ("GET", "/v1/files"),
+    ("GET", "/v1/files/{file_id}"),
+    ("DELETE", "/v1/files/{file_id}"),
+    ("GET", "/v1/files/{file_id}/content"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{model_id}"),
     ("GET", "/healthz"),
@@ -100,6 +105,7 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 def test_the_examples_are_valid() -> None:
     assert Job.model_validate(examples.JOB).model_dump(mode="json") == examples.JOB
     assert JobRequest.model_validate(examples.JOB_REQUEST)
+    assert StoredFile.model_validate(examples.FILE).model_dump(mode="json") == examples.FILE
 
 
 def test_the_document_does_not_depend_on_the_settings() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 
 import pytest
-from http_harness import Api, FakeWorker
+from http_harness import THUMBNAIL, Api, FakeWorker
 
+from jobs.types import Outcome, Output, Status
 from server.routes.outputs import is_byte_range, matches
 
 CONTENT = bytes(range(256)) * 400
@@ -126,6 +127,71 @@ def test_a_file_that_is_gone_is_410(api: Api, worker: FakeWorker, url: str) -> N
     response = api.client.get(output["url"])
     assert response.status_code == 410
     assert response.json()["code"] == "result_expired"
+
+
+def test_a_thumbnail_comes_with_type_tag_and_name_of_its_own(api: Api, url: str) -> None:
+    whole = api.client.get(url)
+    small = api.client.get(url, params={"variant": "thumbnail"})
+    assert (small.status_code, small.content) == (200, THUMBNAIL)
+    assert small.headers["Content-Type"] == "image/jpeg"
+    assert small.headers["ETag"] != whole.headers["ETag"]
+    job_id = url.split("/")[3]
+    name = f'inline; filename="{job_id}-0-thumbnail.jpg"'
+    assert small.headers["Content-Disposition"] == name
+    condition = {"If-None-Match": small.headers["ETag"]}
+    again = api.client.get(url, params={"variant": "thumbnail"}, headers=condition)
+    assert (again.status_code, again.content) == (304, b"")
+    assert api.client.get(url, headers=condition).status_code == 200
+    part = api.client.get(url, params={"variant": "thumbnail"}, headers={"Range": "bytes=0-2"})
+    assert (part.status_code, part.content) == (206, THUMBNAIL[:3])
+
+
+def test_a_variant_that_the_output_lacks_is_not_found_by_name(api: Api, url: str) -> None:
+    response = api.client.get(url, params={"variant": "frames"})
+    assert response.status_code == 404
+    assert response.json()["param"] == "variant"
+    assert "its variants: thumbnail" in response.json()["detail"]
+
+
+@pytest.mark.parametrize("name", ["", "poster", "../0", "thumbnail.jpg"])
+def test_an_unknown_variant_is_refused(api: Api, url: str, name: str) -> None:
+    response = api.client.get(url, params={"variant": name})
+    assert response.status_code == 422
+    assert "variant" in response.text
+
+
+def test_an_output_lists_its_variants_and_a_picture_has_no_length(api: Api, url: str) -> None:
+    [output] = api.job(url.split("/")[3])["outputs"]
+    assert output["variants"] == ["thumbnail"]
+    for name in ("codec", "num_frames", "fps", "duration_seconds"):
+        assert output[name] is None
+
+
+def test_a_clip_tells_its_length_and_is_served_as_video(api: Api, worker: FakeWorker) -> None:
+    job_id = api.submit()["id"]
+    job = worker.claim()
+    key = f"jobs/{job.id}/{job.execution_id}/0.mp4"
+    worker.blobs.put(key, CONTENT)
+    clip = Output(
+        key=key,
+        content_type="video/mp4",
+        width=64,
+        height=64,
+        bytes=len(CONTENT),
+        sha256="0" * 64,
+        seed=1,
+        codec="h264",
+        num_frames=9,
+        fps=16.0,
+        duration_seconds=0.5625,
+    )
+    assert worker.leases.finish(job, Outcome(Status.SUCCEEDED, outputs=(clip,)))
+    [output] = api.job(job_id)["outputs"]
+    assert (output["codec"], output["num_frames"]) == ("h264", 9)
+    assert (output["fps"], output["duration_seconds"]) == (16.0, 0.5625)
+    response = api.client.get(output["url"])
+    assert response.headers["Content-Type"] == "video/mp4"
+    assert response.headers["Content-Disposition"].endswith('-0.mp4"')
 
 
 def test_every_output_of_a_job_has_its_own_url_and_seed(api: Api, worker: FakeWorker) -> None:

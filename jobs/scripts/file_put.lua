@@ -1,0 +1,8 @@
+-- Records an upload whose blob is in place. ARGV: id, data (JSON), blob id, ttl
+-- Returns the fields of its hash.
+local key = 'denoised:file:' .. ARGV[1]
+redis.call('HSET', key, 'data', ARGV[2], 'blob', ARGV[3], 'created_us', now_us,
+  'expires_us', string.format('%.0f', now_us + ARGV[4] * 1e6))
+redis.call('EXPIRE', key, ARGV[4])
+redis.call('ZADD', 'denoised:files', now_us, ARGV[1])
+return redis.call('HGETALL', key)

@@ -1,0 +1,113 @@
+"""Files checked in other processes: what they do there does not reach this one."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jobs.media import inspector as inspector_module
+from jobs.media.info import MediaError, MediaLimits
+from jobs.media.inspector import MediaInspector
+from tests.media_files import picture
+
+LIMITS = MediaLimits(max_pixels=4096, max_frames=40, max_duration_seconds=10)
+
+
+@pytest.fixture
+def inspector() -> Iterator[MediaInspector]:
+    made = MediaInspector(LIMITS, seconds=20)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good"
+    path.write_bytes(picture())
+    return path
+
+
+def helpers(inspector: MediaInspector) -> set[int]:
+    return {helper._process.pid for helper in inspector._all}
+
+
+async def test_a_helper_serves_one_file_after_another(
+    inspector: MediaInspector, good: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bad").write_text("not a picture")
+    assert (await inspector.probe(good)).kind == "image"
+    first = helpers(inspector)
+    with pytest.raises(MediaError, match="not accepted"):
+        await inspector.probe(tmp_path / "bad")
+    assert (await inspector.probe(good)).kind == "image"
+    assert helpers(inspector) == first
+
+
+async def test_files_are_checked_at_the_same_time(inspector: MediaInspector, good: Path) -> None:
+    infos = await asyncio.gather(*(inspector.probe(good) for _ in range(6)))
+    assert {info.kind for info in infos} == {"image"}
+    assert len(helpers(inspector)) <= inspector_module.HELPERS
+
+
+async def test_a_file_that_takes_too_long_is_refused_and_the_next_one_served(
+    good: Path, tmp_path: Path
+) -> None:
+    # Opening a pipe for reading waits for a writer, which never comes.
+    os.mkfifo(tmp_path / "endless")
+    hasty = MediaInspector(LIMITS, seconds=0.2)
+    try:
+        with pytest.raises(MediaError, match=r"more than 0\.2 seconds"):
+            await hasty.probe(tmp_path / "endless")
+        (tmp_path / "endless").unlink()
+        assert helpers(hasty) == set()
+    finally:
+        hasty.close()
+
+
+async def test_a_helper_brought_down_by_a_file_takes_only_that_file_with_it(
+    inspector: MediaInspector, good: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fatal")
+    await inspector.probe(good)
+    [pid] = helpers(inspector)
+    asking = asyncio.create_task(inspector.probe(tmp_path / "fatal"))
+    # Opening for writing returns once the helper has opened the pipe for reading.
+    with await asyncio.to_thread((tmp_path / "fatal").open, "wb"):
+        os.kill(pid, signal.SIGSEGV)
+        with pytest.raises(MediaError, match="makes the decoder fail"):
+            await asking
+    assert (await inspector.probe(good)).kind == "image"
+    assert pid not in helpers(inspector)
+
+
+async def test_a_helper_that_died_while_idle_is_replaced(
+    inspector: MediaInspector, good: Path
+) -> None:
+    await inspector.probe(good)
+    [helper] = inspector._idle
+    helper.kill()
+    helper._process.wait()
+    assert (await inspector.probe(good)).kind == "image"
+
+
+async def test_a_helper_that_cannot_start_is_not_blamed_on_the_file(
+    inspector: MediaInspector, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspector_module, "_COMMAND", ("false",))
+    with pytest.raises(RuntimeError, match=r"did not start \(status 1\)"):
+        await inspector.probe(good)
+
+
+async def test_closing_ends_every_helper(good: Path) -> None:
+    made = MediaInspector(LIMITS, seconds=20)
+    await made.probe(good)
+    processes = [helper._process for helper in made._all]
+    made.close()
+    assert all(process.poll() is not None for process in processes)
+    with pytest.raises(RuntimeError):
+        await made.probe(good)

@@ -1,0 +1,360 @@
+"""The input of clips: what goes together, and how sizes and lengths follow from the files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jobs.errors import InvalidInput
+from jobs.media.info import MediaInfo
+from jobs.schema import file_references, input_json_schema, resolve_input, total_steps
+from tests.video_spec import VIDEO_SPEC as SPEC
+
+
+def file_id(number: int) -> str:
+    return f"file_{number:032x}"
+
+
+PICTURE, CLIP, WIDE, SHORT, FAST, OTHER = (file_id(n) for n in range(6))
+
+
+def clip_info(width: int, height: int, num_frames: int, fps: float) -> MediaInfo:
+    return MediaInfo(
+        kind="video",
+        content_type="video/mp4",
+        width=width,
+        height=height,
+        num_frames=num_frames,
+        fps=fps,
+        duration_seconds=num_frames / fps,
+    )
+
+
+FILES = {
+    PICTURE: MediaInfo(kind="image", content_type="image/png", width=300, height=200),
+    CLIP: clip_info(300, 200, 40, 16.0),
+    WIDE: clip_info(400, 100, 16, 16.0),
+    SHORT: clip_info(96, 64, 3, 16.0),
+    FAST: clip_info(96, 64, 30, 30.0),
+}
+
+
+def resolved(**fields: Any) -> dict[str, Any]:
+    made = resolve_input(SPEC, {"prompt": "x", **fields}, FILES)
+    assert resolve_input(SPEC, made, FILES) == made
+    return made
+
+
+def refusal(**fields: Any) -> InvalidInput:
+    with pytest.raises(InvalidInput) as refused:
+        resolve_input(SPEC, {"prompt": "x", **fields}, FILES)
+    assert len(refused.value.message) < 400
+    return refused.value
+
+
+def test_defaults_fill_every_field() -> None:
+    assert resolved(seed=7) == {
+        "prompt": "x",
+        "negative_prompt": "",
+        "width": 96,
+        "height": 64,
+        "num_frames": 17,
+        "fps": 16.0,
+        "num_inference_steps": 4,
+        "guidance_scale": 5.0,
+        "flow_shift": 3.0,
+        "conditioning_scale": 1.0,
+        "seed": 7,
+        "sampler": "unipc",
+        "video": None,
+        "mask": None,
+        "outpaint": None,
+        "control_video": None,
+        "control": None,
+        "layout": None,
+        "first_frame": None,
+        "last_frame": None,
+        "first_clip": None,
+        "last_clip": None,
+        "reference_images": [],
+        "frame_policy": "trim",
+        "output_format": "mp4",
+        "output_quality": 90,
+    }
+    assert total_steps(resolved()) == 4
+
+
+def test_a_seed_is_drawn_when_none_is_given() -> None:
+    assert len({resolved()["seed"] for _ in range(4)}) > 1
+    assert refusal(seed=2**32).param == "input.seed"
+
+
+@pytest.mark.parametrize(
+    ("given_frames", "frames"),
+    [(1, 1), (2, 1), (3, 5), (4, 5), (5, 5), (6, 5), (7, 9), (16, 17), (32, 33), (33, 33)],
+)
+def test_any_number_of_frames_is_rounded_to_the_nearest_that_fits(
+    given_frames: int, frames: int
+) -> None:
+    assert resolved(num_frames=given_frames)["num_frames"] == frames
+
+
+# The tasks, each by the fields that make it.
+TASKS: dict[str, dict[str, Any]] = {
+    "text to video": {},
+    "references": {"reference_images": [PICTURE, PICTURE]},
+    "control": {"control_video": CLIP},
+    "grey control": {"control_video": CLIP, "control": "grey"},
+    "layout": {"control": "layout", "layout": [{"start": [0, 0, 0.5, 0.5]}]},
+    "inpainting": {"video": CLIP, "mask": PICTURE},
+    "inpainting with a moving mask": {"video": CLIP, "mask": WIDE},
+    "outpainting": {"video": CLIP, "outpaint": {"left": 0.5}},
+    "both": {"video": CLIP, "mask": PICTURE, "outpaint": {"top": 1}},
+    "first frame": {"first_frame": PICTURE},
+    "last frame": {"last_frame": PICTURE},
+    "first and last frame": {"first_frame": PICTURE, "last_frame": PICTURE},
+    "extension": {"first_clip": SHORT},
+    "lead-up": {"last_clip": SHORT},
+    "between": {"first_clip": SHORT, "last_frame": PICTURE},
+    "inpainting with references": {
+        "video": CLIP,
+        "mask": PICTURE,
+        "reference_images": [PICTURE],
+    },
+    "controlled inpainting": {"video": CLIP, "mask": PICTURE, "control_video": CLIP},
+    "controlled first frame": {"control_video": CLIP, "first_frame": PICTURE},
+}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_task_resolves_to_an_input_that_can_be_submitted_again(task: str) -> None:
+    made = resolved(**TASKS[task])
+    assert made["num_frames"] % 4 == 1
+    assert made["width"] % 16 == made["height"] % 16 == 0
+    assert None not in (made["seed"], made["fps"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"mask": PICTURE}, "mask", "needs input.video"),
+        ({"outpaint": {"left": 0.5}}, "outpaint", "needs input.video"),
+        ({"video": CLIP}, "video", "needs input.mask or input.outpaint"),
+        ({"video": CLIP, "outpaint": {}}, "video", "needs input.mask or input.outpaint"),
+        (
+            {"video": CLIP, "mask": PICTURE, "first_frame": PICTURE},
+            "first_frame",
+            "cannot be combined with input.video",
+        ),
+        (
+            {"video": CLIP, "mask": PICTURE, "last_clip": CLIP},
+            "last_clip",
+            "cannot be combined with input.video",
+        ),
+        ({"first_frame": PICTURE, "first_clip": SHORT}, "first_clip", "input.first_frame"),
+        ({"last_frame": PICTURE, "last_clip": SHORT}, "last_clip", "input.last_frame"),
+        ({"control": "given"}, "control", "needs input.control_video"),
+        ({"control": "grey"}, "control", "needs input.control_video"),
+        ({"control": "layout"}, "layout", "is required"),
+        ({"layout": [{"start": [0, 0, 1, 1]}]}, "layout", "input.control to be layout"),
+        (
+            {
+                "control": "layout",
+                "layout": [{"start": [0, 0, 1, 1]}],
+                "control_video": CLIP,
+            },
+            "control_video",
+            "which draws it",
+        ),
+        ({"video": PICTURE, "mask": PICTURE}, "video", "must be a clip; the file is a picture"),
+        ({"control_video": PICTURE}, "control_video", "must be a clip"),
+        ({"first_frame": CLIP}, "first_frame", "must be a picture; the file is a clip of 40"),
+        ({"last_clip": PICTURE}, "last_clip", "must be a clip"),
+        ({"reference_images": [PICTURE, CLIP]}, "reference_images.1", "must be a picture"),
+        ({"reference_images": [PICTURE] * 3}, "reference_images", "at most 2"),
+        ({"reference_images": PICTURE}, "reference_images", "a list of at most 2"),
+        ({"reference_images": [7]}, "reference_images.0", "the id of an uploaded file"),
+        ({"first_frame": OTHER}, "first_frame", "there is no file"),
+        ({"first_frame": "first.png"}, "first_frame", "the id of an uploaded file"),
+        ({"first_frame": "https://x.org/a.png"}, "first_frame", "not supported yet: upload"),
+        ({"first_clip": CLIP}, "first_clip", "17 of 17 frames would be kept"),
+        ({"first_frame": PICTURE, "num_frames": 1}, "first_frame", "1 of 1 frames"),
+        (
+            {"first_clip": SHORT, "last_clip": SHORT, "num_frames": 5},
+            "last_clip",
+            "6 of 5 frames",
+        ),
+        ({"width": 100}, "width", "in steps of 16, or null"),
+        ({"num_frames": 34}, "num_frames", "from 1 to 33, or null"),
+        ({"num_frames": 9.0}, "num_frames", "a whole number"),
+        ({"fps": 0}, "fps", "a number from 1 to 60, or null"),
+        ({"flow_shift": 0}, "flow_shift", "from 0.1 to 100"),
+        ({"conditioning_scale": 3}, "conditioning_scale", "from 0 to 2, or a list of 3"),
+        ({"conditioning_scale": [1, 1]}, "conditioning_scale", "a list of 3"),
+        ({"conditioning_scale": "1"}, "conditioning_scale", "a list of 3"),
+        ({"outpaint": {"left": 2}}, "outpaint.left", "from 0 to 1"),
+        ({"outpaint": {"up": 1}}, "outpaint.up", "is not known"),
+        ({"outpaint": 1}, "outpaint", "an object with left, right, top and bottom"),
+        ({"layout": []}, "layout", "a list of 1 to 16 boxes"),
+        ({"layout": [{"start": [0, 0, 1]}]}, "layout", "[left, top, right, bottom]"),
+        ({"layout": [{"end": [0, 0, 1, 1]}]}, "layout", "a list of 1 to 16 boxes"),
+        ({"layout": [{"start": [0.5, 0, 0.5, 1]}]}, "layout", "without an inside"),
+        ({"control": "depth"}, "control", "one of given, grey, layout"),
+        ({"frame_policy": "loop"}, "frame_policy", "one of trim, resample"),
+        ({"output_format": "png"}, "output_format", "one of mp4, webm, webp"),
+        ({"sampler": "ddim"}, "sampler", "one of unipc, flow-euler"),
+        ({"num_images": 1}, "num_images", "not a parameter of video-model"),
+        ({"width": 256, "height": 256, "num_frames": 33}, "num_frames", "at most 540672"),
+    ],
+)
+def test_a_refusal_names_the_field_and_the_rule(
+    fields: dict[str, Any], param: str, words: str
+) -> None:
+    refused = refusal(**fields)
+    assert refused.param == f"input.{param}"
+    assert words in refused.message
+    assert f"input.{param.partition('.')[0]}" in refused.message
+
+
+def test_all_broken_rules_are_listed() -> None:
+    refused = refusal(mask=PICTURE, control="grey", first_frame=OTHER)
+    assert {error.param for error in refused.errors} == {
+        "input.mask",
+        "input.control",
+        "input.first_frame",
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "size"),
+    [
+        ({}, (96, 64)),
+        # 3 : 2 as the default has it.
+        ({"first_frame": PICTURE}, (96, 64)),
+        # 4 : 1 within 96 x 64: 156.8 x 39.2, on a grid of 16.
+        ({"control_video": WIDE}, (160, 32)),
+        ({"control_video": WIDE, "width": 128}, (128, 32)),
+        ({"control_video": WIDE, "height": 64}, (256, 64)),
+        ({"control_video": WIDE, "width": 64, "height": 64}, (64, 64)),
+        # 300 x 200 that grows by as much to the right is 3 : 1.
+        ({"video": CLIP, "outpaint": {"right": 1}}, (128, 48)),
+        # An image for the mask or for reference says nothing about the clip's shape.
+        ({"reference_images": [PICTURE], "control_video": WIDE}, (160, 32)),
+        ({"width": 256}, (256, 176)),
+    ],
+)
+def test_sizes_left_open_follow_the_source_within_the_default_area(
+    fields: dict[str, Any], size: tuple[int, int]
+) -> None:
+    made = resolved(**fields)
+    assert (made["width"], made["height"]) == size
+
+
+@given(st.integers(1, 10_000), st.integers(1, 10_000))
+@settings(deadline=None)
+def test_no_shape_of_a_source_leads_outside_the_limits(width: int, height: int) -> None:
+    info = MediaInfo(kind="image", content_type="image/png", width=width, height=height)
+    made = resolve_input(SPEC, {"prompt": "x", "first_frame": PICTURE}, {PICTURE: info})
+    assert 32 <= made["width"] <= 256
+    assert 32 <= made["height"] <= 256
+    assert made["width"] % 16 == made["height"] % 16 == 0
+    assert made["width"] * made["height"] <= 256 * 32
+    if 0.5 <= width / height <= 2:
+        assert made["width"] * made["height"] <= 96 * 64
+        assert made["width"] / made["height"] == pytest.approx(width / height, rel=0.4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "num_frames", "fps"),
+    [
+        ({}, 17, 16.0),
+        ({"control_video": WIDE}, 13, 16.0),  # 16 frames, rounded down
+        ({"control_video": CLIP}, 33, 16.0),  # 40 frames, the most there may be
+        ({"control_video": FAST}, 13, 16.0),  # one second
+        ({"control_video": FAST, "fps": 30}, 29, 30.0),
+        ({"control_video": FAST, "num_frames": 33}, 33, 16.0),
+        ({"video": WIDE, "mask": PICTURE, "control_video": CLIP}, 13, 16.0),
+        ({"control_video": WIDE, "frame_policy": "resample"}, 17, 17.0),
+        ({"control_video": CLIP, "frame_policy": "resample"}, 33, 13.2),
+        ({"control_video": CLIP, "frame_policy": "resample", "fps": 16}, 33, 16.0),
+        ({"control_video": CLIP, "frame_policy": "resample", "num_frames": 1}, 1, 1.0),
+        ({"frame_policy": "resample"}, 17, 16.0),
+        ({"first_clip": SHORT}, 17, 16.0),
+        # So large that the default length has no room.
+        ({"width": 256, "height": 256}, 5, 16.0),
+    ],
+)
+def test_lengths_left_open_follow_the_source(
+    fields: dict[str, Any], num_frames: int, fps: float
+) -> None:
+    made = resolved(**fields)
+    assert (made["num_frames"], made["fps"]) == (num_frames, fps)
+
+
+def test_control_is_given_when_a_control_clip_is() -> None:
+    assert resolved(control_video=CLIP)["control"] == "given"
+    assert resolved(control_video=CLIP, control="grey")["control"] == "grey"
+
+
+def test_a_box_without_an_end_stays_where_it_is() -> None:
+    box = [0.0, 0.25, 0.5, 1.0]
+    made = resolved(control="layout", layout=[{"start": box}])
+    assert made["layout"] == [{"start": box, "end": box}]
+
+
+def test_an_outpaint_of_nothing_is_none() -> None:
+    made = resolved(video=CLIP, mask=PICTURE, outpaint={"left": 0})
+    assert made["outpaint"] is None
+
+
+def test_one_scale_or_one_for_each_layer_is_taken() -> None:
+    assert resolved(conditioning_scale=[0, 1, 2])["conditioning_scale"] == [0.0, 1.0, 2.0]
+    assert resolved(conditioning_scale=0.5)["conditioning_scale"] == 0.5
+
+
+def test_the_files_of_an_input_are_found_in_the_order_of_its_fields() -> None:
+    raw = {"prompt": "x", "reference_images": [PICTURE, "data:,x"], "first_frame": OTHER}
+    found = file_references(SPEC, raw)
+    assert [(reference.param, reference.value) for reference in found] == [
+        ("input.first_frame", OTHER),
+        ("input.reference_images.0", PICTURE),
+        ("input.reference_images.1", "data:,x"),
+    ]
+    assert [reference.is_data_url for reference in found] == [False, False, True]
+
+
+def test_the_json_schema_has_every_field_and_its_limits() -> None:
+    schema = input_json_schema(SPEC)
+    assert schema["additionalProperties"] is False
+    assert schema["required"] == ["prompt"]
+    assert set(schema["properties"]) == set(resolved())
+    references = schema["properties"]["reference_images"]
+    assert references["maxItems"] == 2
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([*resolve_input(SPEC, {"prompt": "x"}), "oops"]),
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats()
+        | st.sampled_from([PICTURE, CLIP, SHORT, "grey", "layout", "resample"])
+        | st.lists(st.floats(0, 2) | st.sampled_from([PICTURE, OTHER]), max_size=4)
+        | st.dictionaries(st.sampled_from(["left", "start"]), st.floats(0, 1), max_size=2),
+        max_size=6,
+    )
+)
+@settings(deadline=None)
+def test_anything_is_either_resolved_or_refused_by_name(raw: dict[str, Any]) -> None:
+    try:
+        made = resolve_input(SPEC, {"prompt": "x", **raw}, FILES)
+    except InvalidInput as error:
+        refused = error.param
+    else:
+        refused = None
+        assert resolve_input(SPEC, made, FILES) == made
+    assert refused is None or refused.startswith("input.")
