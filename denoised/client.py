@@ -18,15 +18,17 @@ import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import httpx2
 from pydantic import BaseModel
 
+from denoised.api_errors import ApiError, ServerUnreachable, refusal
 from denoised.errors import ClientError
 from jobs.types import EventType, Priority, Status
-from server.schemas import Job, JobList, Model, ModelList, Readiness
+from server.schemas import Job, JobList, Model, ModelList, Readiness, StoredFile
 
 __all__ = ["ApiError", "Client", "ClientError", "JobEvent", "ServerUnreachable"]
 
@@ -34,37 +36,11 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 # The server sends a comment at least every 15 s, so this much silence means a dead connection.
 STREAM_SILENCE_SECONDS = 45.0
+UPLOAD_SECONDS = 300.0
 FIRST_RETRY_SECONDS = 0.2
 LONGEST_RETRY_SECONDS = 5.0
 
 _Record = TypeVar("_Record", bound=BaseModel)
-
-
-class ServerUnreachable(ClientError):
-    """No answer from the server: nothing listens there, or the connection broke."""
-
-
-class ApiError(ClientError):
-    """The server refused. `code` is its problem code, `param` the field at fault if there is one.
-
-    `retry_after` is in seconds, when the server named a time.
-    """
-
-    def __init__(
-        self,
-        status: int,
-        code: str,
-        detail: str,
-        *,
-        param: str | None = None,
-        retry_after: float | None = None,
-    ) -> None:
-        super().__init__(f"{param}: {detail}" if param and param not in detail else detail)
-        self.status = status
-        self.code = code
-        self.detail = detail
-        self.param = param
-        self.retry_after = retry_after
 
 
 @dataclass(frozen=True)
@@ -173,9 +149,24 @@ class Client:
         """Remove a finished job with its outputs."""
         self._request("DELETE", f"/v1/jobs/{job_id}")
 
-    def download(self, job_id: str, index: int = 0) -> bytes:
-        """The bytes of one output."""
-        return self._request("GET", f"/v1/jobs/{job_id}/outputs/{index}").content
+    def download(self, job_id: str, index: int = 0, *, variant: str | None = None) -> bytes:
+        """The bytes of one output, or of a smaller form of it, one of its `variants`."""
+        params = {} if variant is None else {"variant": variant}
+        return self._request("GET", f"/v1/jobs/{job_id}/outputs/{index}", params=params).content
+
+    def upload(self, path: Path) -> StoredFile:
+        """Store a picture or clip on the server; its id is what inputs name it by.
+
+        The server decodes all of it before it answers. Raises OSError when it cannot be read.
+        """
+        with path.open("rb") as file:
+            response = self._request(
+                "POST",
+                "/v1/files",
+                files={"file": (path.name, file)},
+                timeout=max(self._timeout, UPLOAD_SECONDS),
+            )
+        return _parse(StoredFile, response)
 
     def models(self) -> ModelList:
         """What the server can run, with residency."""
@@ -189,7 +180,7 @@ class Client:
         """Whether a job submitted now would make progress, with the reasons if not."""
         response = self._send("GET", "/readyz")
         if response.status_code not in (200, 503):
-            raise _refusal(response)
+            raise refusal(response)
         return _parse(Readiness, response)
 
     def watch(
@@ -239,7 +230,7 @@ class Client:
             ) as response:
                 if response.is_error:
                     response.read()
-                    raise _refusal(response)
+                    raise refusal(response)
                 for message in httpx2.EventSource(response):
                     # Hints such as `retry:` arrive as messages without an event of ours.
                     if message.event in _EVENT_NAMES:
@@ -254,7 +245,7 @@ class Client:
     def _request(self, method: str, path: str, **options: Any) -> httpx2.Response:
         response = self._send(method, path, **options)
         if response.is_error:
-            raise _refusal(response)
+            raise refusal(response)
         return response
 
     def _send(self, method: str, path: str, **options: Any) -> httpx2.Response:
@@ -280,21 +271,3 @@ def _parse(kind: type[_Record], response: httpx2.Response) -> _Record:
         raise ClientError(
             f"{response.request.url} did not answer as a denoised server does"
         ) from None
-
-
-def _refusal(response: httpx2.Response) -> ApiError:
-    try:
-        problem = response.json()
-        detail = str(problem["detail"])
-    except (ValueError, KeyError, TypeError):
-        problem, detail = {}, f"{response.request.url} answered {response.status_code}"
-    if errors := problem.get("errors"):
-        detail = "; ".join(f"{error['param']}: {error['message']}" for error in errors)
-    after = response.headers.get("Retry-After", "")
-    return ApiError(
-        response.status_code,
-        str(problem.get("code", "unknown")),
-        detail,
-        param=problem.get("param"),
-        retry_after=float(after) if after.isdecimal() else None,
-    )

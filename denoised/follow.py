@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from denoised.client import Client, JobEvent
 from jobs.types import EventType
-from server.schemas import Job
+from server.schemas import Job, JobOutput
 
 LINE_EVERY_PERCENT = 20
 
@@ -57,6 +57,14 @@ def describe(data: dict[str, Any]) -> str:
     text = str(data.get("stage") or data.get("status") or "")
     attempt = data.get("attempt") or 0
     return f"{text} (attempt {attempt})" if attempt > 1 else text
+
+
+def describe_output(output: JobOutput) -> str:
+    """A result in a few words, e.g. `64x64` or `64x64, 9 frames at 16 fps, h264`."""
+    text = f"{output.width}x{output.height}"
+    if output.num_frames is not None and output.fps is not None:
+        text += f", {output.num_frames} frames at {output.fps:g} fps, {output.codec}"
+    return text
 
 
 class BarView:

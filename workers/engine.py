@@ -1,9 +1,10 @@
 """The step engine: resident models and the jobs in memory, advanced one batch at a time.
 
-A job comes in by `admit` (its prompts are encoded at once); every `turn` then takes one denoise
-step of the batch that the scheduler picks, reports it in one round trip, and decodes, encodes and
-stores at most one finished job, so that no queue of newcomers or of results holds up the steps. It
-knows no Redis: reports and outcomes go to a `Sink`, pictures to a `ResultWriter`.
+A job comes in by `admit` (its inputs are read and its prompts encoded at once); every `turn` then
+takes one denoise step of the batch that the scheduler picks, reports it in one round trip, and
+decodes at most one finished job, so that no queue of newcomers or of results holds up the steps.
+What is decoded is encoded and stored in the background and settled at a later turn. The engine
+knows no Redis: reports and outcomes go to a `Sink`, pictures and clips to a `StoringQueue`.
 
 A failure stays with the job that caused it. If a batch raises, its members are tried one by one and
 only those that fail alone are failed; running out of memory also shrinks the batches to come.
@@ -15,34 +16,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import structlog
 
-from jobs.types import ClaimedJob, Outcome, Progress, Stage, Status, Usage, Verdict
-from models.pipeline import Generation, ImageRequest, Pipeline
+from jobs.types import ClaimedJob, Outcome, Stage, Status, Usage, Verdict
+from models.pipeline import Generation, Pipeline, Request
 from workers import metrics
 from workers.batch_limits import BatchLimits
 from workers.device import Device, is_out_of_memory
 from workers.failures import attempt, cancelled, failure_of
-from workers.member import RANKS, Member, request_of
-from workers.outputs import preview_jpeg
-from workers.results import ResultWriter
+from workers.finish_speeds import FinishSpeeds
+from workers.inputs import InputReader
+from workers.member import RANKS, Member
+from workers.previews import Previews
 from workers.scheduler import by_urgency, open_ranks, schedule
+from workers.sink import Sink
+from workers.storing import StoringQueue
 
 log = structlog.get_logger(__name__)
 
 T = TypeVar("T")
-
-
-class Sink(Protocol):
-    """Where reports and outcomes go; `jobs.lease.LeaseClient` is one."""
-
-    def report(self, updates: Sequence[Progress]) -> list[Verdict]:
-        """Pass on progress; returns one verdict per update, in order."""
-
-    def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
-        """Settle a job. False when it is no longer this worker's."""
 
 
 class Engine:
@@ -56,7 +50,8 @@ class Engine:
         self,
         pipelines: Mapping[str, Pipeline],
         sink: Sink,
-        results: ResultWriter,
+        inputs: InputReader,
+        storing: StoringQueue,
         device: Device,
         limits: BatchLimits,
         *,
@@ -66,17 +61,19 @@ class Engine:
     ) -> None:
         self._pipelines = pipelines
         self._sink = sink
-        self._results = results
+        self._inputs = inputs
+        self._storing = storing
         self._device = device
         self._limits = limits
         self._capacity = capacity
-        self._preview_seconds = preview_seconds
+        self._previews = Previews(pipelines, preview_seconds)
         self._clock = clock
         self._members: dict[str, Member] = {}
         self._held: tuple[ClaimedJob, ...] = ()
         self._posted: SimpleQueue[tuple[str, Verdict]] = SimpleQueue()
         self._arrivals = 0
-        self._seconds_per_finished_pixel: dict[str, float] = {}
+        self._last_step_seconds = 0.0
+        self._speeds = FinishSpeeds()
 
     @property
     def is_idle(self) -> bool:
@@ -102,30 +99,26 @@ class Engine:
         )
 
     def admit(self, job: ClaimedJob) -> None:
-        """Take in a claimed job of a resident model and encode its prompts."""
+        """Take in a claimed job of a resident model, read its inputs and encode its prompts."""
         self._arrivals += 1
-        request = attempt(partial(request_of, job))
-        if isinstance(request, Exception):
-            failure = failure_of(request, Stage.ENCODING, job)
-            self._sink.finish(job, Outcome(Status.FAILED, failure=failure))
-            return
-        member = Member(job, request, self._arrivals)
+        member = Member(job, self._arrivals)
         self._members[job.execution_id] = member
         self._note_held()
         if not self._report([member], Stage.ENCODING):
             return
-        generation = self._run(member, partial(self._prepare, job.model, request))
-        if generation is not None:
-            member.generation = generation
+        begun = self._run(member, partial(self._prepare, job))
+        if begun is not None:
+            member.begin(*begun)
             # Told before the first step, which may be long; also the next chance to cancel.
             self._report([member], Stage.DENOISING)
 
     def turn(self) -> None:
-        """One step of one batch, then at most one finished job out. Does nothing when idle.
+        """One step of one batch, then at most one finished job decoded. Does nothing when idle.
 
-        Raises DeviceLost when only a new process can go on.
+        Raises DeviceLost or StoringStuck when only a new process can go on.
         """
         self._obey_posted()
+        self._collect()
         stepping = self._stepping()
         batch = schedule([m.resident() for m in stepping], self._limits)
         if batch:
@@ -139,11 +132,16 @@ class Engine:
             for member in finished:
                 member.waited += 1
             self._complete(chosen)
+            self._storing.linger(self._last_step_seconds)
+        elif not batch:
+            self._storing.pause()
+        self._collect()
 
     def evict(self) -> list[tuple[ClaimedJob, Usage]]:
         """Drop everything; returns the jobs, oldest first, with what they have cost."""
         dropped = [(m.job, m.usage()) for m in self._members.values()]
         self._members.clear()
+        self._storing.clear()
         self._note_held()
         return dropped
 
@@ -157,6 +155,7 @@ class Engine:
         started = self._clock()
         error = attempt(partial(self._advance, pipeline, members))
         ended = self._clock()
+        self._last_step_seconds = ended - started
         if isinstance(error, Exception):
             members = self._step_apart(pipeline, members, error)
         else:
@@ -168,10 +167,12 @@ class Engine:
         if members:
             self._report(members, Stage.DENOISING)
 
-    def _prepare(self, model: str, request: ImageRequest) -> Generation:
-        generation = self._pipelines[model].prepare(request)
+    def _prepare(self, job: ClaimedJob) -> tuple[Request, Generation]:
+        pipeline = self._pipelines[job.model]
+        request = self._inputs.request(job, pipeline.spec)
+        generation = pipeline.prepare(request)
         self._device.synchronize()
-        return generation
+        return request, generation
 
     def _advance(self, pipeline: Pipeline, members: Sequence[Member]) -> None:
         pipeline.step([m.generation for m in members if m.generation is not None])
@@ -202,7 +203,7 @@ class Engine:
         return stepped
 
     def _complete(self, member: Member) -> None:
-        """Latents to stored files to a succeeded job."""
+        """Latents to pictures or a clip, and these on their way to files."""
         if not self._report([member], Stage.DECODING):
             return
         started = self._clock()
@@ -212,17 +213,24 @@ class Engine:
         if not bool(generation.latents.isfinite().all()):
             self._fail(member, Stage.DENOISING, ArithmeticError("the latents are not finite"))
             return
-        images = self._run(member, lambda: self._pipelines[model].decode(generation))
-        if images is None or not self._report([member], Stage.STORING):
+        media = self._run(member, lambda: self._pipelines[model].decode(generation))
+        if media is None or not self._report([member], Stage.STORING):
             return
-        outputs = self._run(member, lambda: self._results.write(member.job, images))
-        if outputs is None:
-            return
-        pixels = sum(image.width * image.height for image in images)
-        newest = (self._clock() - started) / pixels
-        known = self._seconds_per_finished_pixel.get(model, newest)
-        self._seconds_per_finished_pixel[model] = (known + newest) / 2
-        self._settle(member, Outcome(Status.SUCCEEDED, outputs, usage=member.usage()))
+        # The latents and all that was computed for them need no longer take memory.
+        member.generation = None
+        self._storing.put(member, media, decoding_since=started)
+
+    def _collect(self) -> None:
+        """Settle what has been stored since the last look."""
+        for stored in self._storing.collect():
+            member, outputs = stored.member, stored.outputs.result()
+            if member.job.execution_id not in self._members:
+                continue
+            if isinstance(outputs, Exception):
+                self._fail(member, Stage.STORING, outputs)
+                continue
+            self._speeds.observe(stored, self._clock())
+            self._settle(member, Outcome(Status.SUCCEEDED, outputs, usage=member.usage()))
 
     def _run(self, member: Member, work: Callable[[], T]) -> T | None:
         """The result of one stage of one job; None after it failed and the job with it.
@@ -239,8 +247,7 @@ class Engine:
             return None
         seconds = self._clock() - started
         metrics.STAGE_SECONDS.labels(member.job.model, member.stage).observe(seconds)
-        if member.stage is not Stage.STORING:
-            member.device_seconds += seconds
+        member.device_seconds += seconds
         return result
 
     def _report(self, members: Sequence[Member], stage: Stage) -> bool:
@@ -249,7 +256,10 @@ class Engine:
         verdicts = self._sink.report(
             [
                 m.progress(
-                    stage, now, preview=self._preview(m, now), seconds_after=self._seconds_after(m)
+                    stage,
+                    now,
+                    preview=self._previews.of(m, now),
+                    seconds_after=self._speeds.seconds_after(m),
                 )
                 for m in members
             ]
@@ -257,26 +267,6 @@ class Engine:
         for member, verdict in zip(members, verdicts, strict=True):
             self._obey(member, verdict)
         return any(m.job.execution_id in self._members for m in members)
-
-    def _preview(self, member: Member, now: float) -> bytes | None:
-        if member.last_preview_at is None:
-            member.last_preview_at = now
-        generation = member.generation
-        is_due = now - member.last_preview_at >= self._preview_seconds
-        if generation is None or generation.is_done or not is_due:
-            return None
-        member.last_preview_at = now
-        pipeline = self._pipelines[member.job.model]
-        images = attempt(lambda: pipeline.preview(generation))
-        if isinstance(images, Exception):
-            log.warning("preview failed", job=member.job.id, error=str(images))
-            return None
-        return preview_jpeg(images) if images else None
-
-    def _seconds_after(self, member: Member) -> float:
-        """Expected seconds from the last step to the stored files; 0 until measured."""
-        pixels = member.num_images * member.request.width * member.request.height
-        return pixels * self._seconds_per_finished_pixel.get(member.job.model, 0.0)
 
     def _obey_posted(self) -> None:
         while True:

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from jobs.types import ClaimedJob, ErrorCode, JobFailure, Outcome, Stage, Status, Usage
 from workers.device import DeviceLost, is_device_lost, is_out_of_memory
+from workers.inputs import InputError
 
 _MAX_MESSAGE = 300
 
@@ -31,12 +32,10 @@ def attempt(work: Callable[[], T]) -> T | Exception:
 
 def failure_of(error: Exception, stage: Stage, job: ClaimedJob) -> JobFailure:
     """What a client learns about an error in `stage`: code, one line, whether to try again."""
+    if isinstance(error, InputError):
+        return JobFailure(code=ErrorCode.INVALID_INPUT, message=str(error), param=error.param)
     if is_out_of_memory(error):
-        size = f"{job.input['width']}x{job.input['height']}"
-        message = (
-            f"out of memory while {stage} {job.input['num_images']} image(s) of {size} pixels; "
-            "ask for fewer or smaller ones"
-        )
+        message = f"out of memory while {stage} {_size_of(job)}; ask for fewer or smaller ones"
         return JobFailure(code=ErrorCode.OUT_OF_MEMORY, message=message, retryable=True)
     message = f"{stage} failed: {type(error).__name__}: {_first_line(error)}"
     return JobFailure(
@@ -48,6 +47,13 @@ def cancelled(usage: Usage) -> Outcome:
     """The end of a job whose client asked for it."""
     failure = JobFailure(code=ErrorCode.CANCELLED, message="cancelled on request")
     return Outcome(Status.CANCELLED, failure=failure, usage=usage)
+
+
+def _size_of(job: ClaimedJob) -> str:
+    size = f"{job.input['width']}x{job.input['height']} pixels"
+    if "num_frames" in job.input:
+        return f"{job.input['num_frames']} frame(s) of {size}"
+    return f"{job.input['num_images']} image(s) of {size}"
 
 
 def _first_line(error: Exception) -> str:

@@ -6,10 +6,10 @@ describe itself to the scheduler (`resident`) and to the job layer (`progress`, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from jobs.types import ClaimedJob, Priority, Progress, Stage, Usage
-from models.pipeline import Generation, ImageRequest
+from models.pipeline import Generation, Request
 from workers.scheduler import Resident
 
 RANKS = {priority: rank for rank, priority in enumerate(Priority)}
@@ -20,22 +20,20 @@ LEAST_SECONDS_BETWEEN_EVENTS = 0.05
 
 _NEWEST = 0.3  # weight of the newest interval in the moving average
 
-_REQUEST_FIELDS = tuple(field.name for field in fields(ImageRequest))
-
-
-def request_of(job: ClaimedJob) -> ImageRequest:
-    """The job's input as the pipeline wants it. Raises KeyError naming a field it lacks."""
-    return ImageRequest(**{name: job.input[name] for name in _REQUEST_FIELDS})
-
 
 @dataclass(eq=False)
 class Member:
-    """A claimed job and everything the engine keeps for it. Times are seconds of its clock."""
+    """A claimed job and everything the engine keeps for it. Times are seconds of its clock.
+
+    Of the request only the counts stay, `num_images` and `num_pixels` of everything asked for: its
+    clips would take memory for as long as the job runs.
+    """
 
     job: ClaimedJob
-    request: ImageRequest
     arrival: int
     generation: Generation | None = None
+    num_images: int = 1
+    num_pixels: int = 0
     stage: Stage = Stage.ENCODING
     waited: int = 0
     device_seconds: float = 0.0
@@ -46,17 +44,18 @@ class Member:
     last_event_at: float | None = None
     last_preview_at: float | None = None
 
-    @property
-    def num_images(self) -> int:
-        """Pictures this job asks for."""
-        return self.request.num_images
+    def begin(self, request: Request, generation: Generation) -> None:
+        """From encoding to denoising."""
+        self.num_images = request.num_images
+        self.num_pixels = request.num_pixels
+        self.generation = generation
 
     @property
     def total_steps(self) -> int:
         """Denoise steps the job takes in all."""
         if self.generation is not None:
             return self.generation.num_steps
-        return self.request.num_inference_steps
+        return int(self.job.input.get("num_inference_steps", 0))
 
     @property
     def is_stepping(self) -> bool:
@@ -65,7 +64,7 @@ class Member:
 
     @property
     def is_finished(self) -> bool:
-        """True when only decoding and storing are left."""
+        """True between the last step and decoding."""
         return self.generation is not None and self.generation.is_done
 
     def resident(self) -> Resident:

@@ -1,8 +1,9 @@
-"""Pictures to files and back: PNG, JPEG or WebP with the recipe that reproduces them inside.
+"""Pictures to files, and recipes back out of files: PNG, JPEG or WebP with the recipe inside.
 
-`encode` makes the bytes that the engine stores; `read_recipe` finds the recipe in such a file
-again. PNG carries it as the iTXt chunk `denoised`, JPEG and WebP as the EXIF field UserComment,
-each as JSON. Equal pictures with equal recipes give equal bytes: no times, no host names.
+`encode` makes the bytes that the engine stores; `read_recipe` finds the recipe in such a file, or
+in a clip of `workers.video_outputs`, again. PNG carries it as the iTXt chunk `denoised`, JPEG and
+WebP as the EXIF field UserComment, each as JSON. Equal pictures with equal recipes give equal
+bytes: no times, no host names.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.media.info import MediaError
+from jobs.media.sniff import sniff
+from workers.exif import comment_of, exif_with_comment
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 KEY = "denoised"
 
-CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
+COMMENT = "comment"
+"""The tag of MP4 and WebM files that holds the recipe."""
 
-# Exif 2.32 tags: the Exif directory and in it UserComment, whose first eight bytes name the
-# character code; all zero stands for one that the standard does not list, here UTF-8.
-_EXIF_DIRECTORY = 0x8769
-_USER_COMMENT = 0x9286
-_UNLISTED_CODE = bytes(8)
+CONTENT_TYPES = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 
 # A quarter of the default's time, while which no step is taken, for some 6 % more bytes.
 _PNG_COMPRESSION = 2
@@ -33,7 +35,7 @@ _MAX_JPEG_RECIPE = 65_000
 
 
 class RecipeNotFound(ValueError):
-    """The file is not a picture, or none that carries a recipe. The message names the file."""
+    """The file is not a picture or clip, or none that carries a recipe. The message names it."""
 
 
 def encode(
@@ -55,9 +57,9 @@ def encode(
         chunks.add_itxt(KEY, text)
         image.save(file, "PNG", pnginfo=chunks, compress_level=_PNG_COMPRESSION)
         return file.getvalue()
-    exif = _exif(
-        text.encode(), fits=output_format == "webp" or len(text.encode()) < _MAX_JPEG_RECIPE
-    )
+    comment = text.encode()
+    fits = output_format == "webp" or len(comment) < _MAX_JPEG_RECIPE
+    exif = exif_with_comment(comment if fits else None)
     if output_format == "jpeg":
         image.save(file, "JPEG", quality=quality, subsampling="4:4:4", exif=exif)
     else:
@@ -66,7 +68,7 @@ def encode(
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """The recipe inside the picture at `path`.
+    """The recipe inside the picture or clip at `path`.
 
     Raises RecipeNotFound when there is none, OSError when the file cannot be read.
     """
@@ -74,9 +76,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
     try:
         with Image.open(path) as image:
-            text = image.info.get(KEY) or _user_comment(image)
+            text = image.info.get(KEY) or comment_of(image)
     except UnidentifiedImageError:
-        raise RecipeNotFound(f"{path} is not a picture") from None
+        text = _clip_comment(path)
     try:
         recipe = json.loads(text) if text else None
     except ValueError:
@@ -86,40 +88,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return recipe
 
 
-def preview_jpeg(images: list[Image], *, side: int = 256, max_bytes: int = 16_384) -> bytes:
-    """One small JPEG showing all `images` (at least one, equally sized) side by side in a grid.
+def _clip_comment(path: Path) -> str | None:
+    import av
 
-    Its longer side is `side` pixels, shrunk until it weighs at most `max_bytes`.
-    """
-    from PIL import Image
-
-    columns = next(n for n in range(1, len(images) + 1) if n * n >= len(images))
-    rows = -(-len(images) // columns)
-    width, height = images[0].size
-    sheet = Image.new("RGB", (columns * width, rows * height))
-    for index, image in enumerate(images):
-        sheet.paste(image, (index % columns * width, index // columns * height))
-    while True:
-        scale = side / max(sheet.size)
-        size = (max(1, round(sheet.width * scale)), max(1, round(sheet.height * scale)))
-        file = io.BytesIO()
-        sheet.resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=75)
-        if file.tell() <= max_bytes or side <= 16:
-            return file.getvalue()
-        side = side * 3 // 4
-
-
-def _exif(text: bytes, *, fits: bool) -> bytes:
-    from PIL.Image import Exif
-
-    exif = Exif()
-    if fits:
-        exif.get_ifd(_EXIF_DIRECTORY)[_USER_COMMENT] = _UNLISTED_CODE + text
-    return exif.tobytes()
-
-
-def _user_comment(image: Image) -> str:
-    comment = image.getexif().get_ifd(_EXIF_DIRECTORY).get(_USER_COMMENT, b"")
-    if not isinstance(comment, bytes) or not comment.startswith(_UNLISTED_CODE):
-        return ""
-    return comment[len(_UNLISTED_CODE) :].decode(errors="replace")
+    try:
+        format_, _ = sniff(path)
+        with av.open(str(path), format=format_, metadata_errors="replace") as container:
+            tags = {name.lower(): text for name, text in container.metadata.items()}
+    except (MediaError, av.FFmpegError):
+        raise RecipeNotFound(f"{path} is not a picture or clip") from None
+    return tags.get(COMMENT)

@@ -1,6 +1,7 @@
 """A worker process: load the models, claim jobs, turn the engine, until told to stop.
 
-The main thread owns the device and loops claim, admit, turn. A heartbeat thread keeps the leases.
+The main thread owns the device and loops claim, admit, turn. A heartbeat thread keeps the leases,
+another one encodes and stores results.
 Signal handlers only count: the first SIGTERM or SIGINT drains (claim no more, finish what runs
 within `drain_seconds`, hand back the rest with its attempt refunded), the second hands back at
 once. Whatever else ends the process, leases lapse and the jobs go on elsewhere.
@@ -10,7 +11,6 @@ from __future__ import annotations
 
 import os
 import resource
-import signal
 import socket
 import sys
 import threading
@@ -18,7 +18,6 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from types import FrameType
 from typing import Literal
 
 import structlog
@@ -33,13 +32,17 @@ from jobs.worker_registry import WorkerInfo
 from models import loading
 from models.pipeline import Pipeline
 from workers import metrics
+from workers.background import BackgroundThread
 from workers.batch_limits import BatchLimits
 from workers.device import Device, DeviceLost
 from workers.engine import Engine
 from workers.heartbeat import Heartbeat, Pulse
+from workers.inputs import InputReader
 from workers.residency import Residents
 from workers.results import ResultWriter
 from workers.steady_sink import PAUSE_SECONDS, SteadySink
+from workers.stop_signals import StopSignals
+from workers.storing import StoringQueue
 
 log = structlog.get_logger(__name__)
 
@@ -76,24 +79,6 @@ def run_worker(
         log.error("worker cannot start", reason=str(error))
         return EXIT_NO_MODEL
     return Worker(settings, settings.redis_url, device).run(specs, load)
-
-
-class StopSignals:
-    """Counts SIGTERM and SIGINT; what that means is decided at the next step boundary.
-
-    `first_at` is when the first came, on the monotonic clock.
-    """
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.first_at = 0.0
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, self._note)
-
-    def _note(self, _signum: int, _frame: FrameType | None) -> None:
-        if self.count == 0:
-            self.first_at = time.monotonic()
-        self.count += 1
 
 
 class Worker:
@@ -139,10 +124,17 @@ class Worker:
             self._heartbeat.stop()
             self._sign(lambda: self._lease.announce(self._describe()))
             return EXIT_NO_MODEL
+        blobs = FileBlobStore(self._settings.blob_dir)
         self._engine = Engine(
             residents.pipelines,
             self._sink,
-            ResultWriter(FileBlobStore(self._settings.blob_dir), residents.recipes),
+            InputReader(blobs, max_frames=self._settings.max_file_frames),
+            StoringQueue(
+                ResultWriter(blobs, residents.recipes),
+                BackgroundThread("storing"),
+                stuck_seconds=self._settings.step_timeout_seconds,
+                clock=time.monotonic,
+            ),
             self._device,
             BatchLimits(self._settings.max_batch_images),
             capacity=2 * self._settings.max_batch_images,
@@ -285,6 +277,7 @@ class Worker:
         return self._info.model_copy(
             update={
                 "models": tuple(self._residents.pipelines),
+                "residency": self._residents.residency(),
                 "model_errors": dict(self._residents.errors),
                 "state": serving if self._state == "serving" else self._state,
                 "last_progress_at": datetime.fromtimestamp(last_progress, UTC),

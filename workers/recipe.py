@@ -1,7 +1,7 @@
-"""The recipe of a picture: everything needed to make it again, as JSON inside the file.
+"""The recipe of a picture or clip: all that is needed to make it again, as JSON inside the file.
 
 `Recipes` knows what does not change while a model is resident; `of` adds one job's input for one of
-its images. Submitting `recipe["input"]` to the same model yields that image; with
+its outputs. Submitting `recipe["input"]` to the same model yields that output; with
 `deterministic: true`, on the same device and versions, the same bytes.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -22,26 +22,32 @@ _WEIGHTS = ("*.safetensors", "*.gguf")
 
 
 class Recipes:
-    """Recipes for one resident model: id, digest of its checkpoint, device and versions."""
+    """Recipes for one resident model: id, digest of its checkpoint, device and versions.
 
-    def __init__(self, model: str, checkpoint: str, device: Device) -> None:
+    `residency` is how its weights rest in memory, which may move the last bits of a result.
+    """
+
+    def __init__(self, model: str, checkpoint: str, device: Device, residency: str) -> None:
         import torch
 
         self._head = {"denoised": _version("denoised"), "model": model, "checkpoint": checkpoint}
         self._tail = {
             "device": device.model_name,
             "dtype": device.dtype,
+            "residency": residency,
             "torch": str(torch.__version__),
         }
 
     def of(self, job: ClaimedJob, index: int) -> dict[str, Any]:
-        """The recipe of image `index` of `job`: its own seed, one image."""
-        own = {**job.input, "seed": job.input["seed"] + index, "num_images": 1}
+        """The recipe of output `index` of `job`: its own seed, one image."""
+        own = {**job.input, "seed": job.input["seed"] + index}
+        if "num_images" in own:
+            own["num_images"] = 1
         return {**self._head, "input": own, "deterministic": job.deterministic, **self._tail}
 
 
-def checkpoint_digest(folder: Path, cache: Path) -> str:
-    """`sha256:` and the digest that identifies the weights under `folder`.
+def checkpoint_digest(folder: Path, parts: Sequence[Path], cache: Path) -> str:
+    """`sha256:` and the digest that identifies the weights in `parts`, files or folders.
 
     It is the SHA-256 of the lines `sha256sum` prints for the weight files (safetensors, gguf, found
     recursively) with paths relative to `folder`, sorted by path. The digest of each file is kept in
@@ -50,7 +56,7 @@ def checkpoint_digest(folder: Path, cache: Path) -> str:
     """
     known = _read_cache(cache)
     lines, used = [], {}
-    for path in sorted(p for pattern in _WEIGHTS for p in folder.rglob(pattern)):
+    for path in sorted({path for part in parts for path in _weight_files(part)}):
         stat = path.stat()
         key = f"{path.resolve()}:{stat.st_size}:{stat.st_mtime_ns}"
         digest = used[key] = known.get(key) or _sha256(path)
@@ -58,6 +64,12 @@ def checkpoint_digest(folder: Path, cache: Path) -> str:
     if not used.items() <= known.items():
         _write_cache(cache, {**known, **used})
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _weight_files(part: Path) -> Iterable[Path]:
+    if part.is_file():
+        return (part,)
+    return (path for pattern in _WEIGHTS for path in part.rglob(pattern))
 
 
 def _sha256(path: Path) -> str:

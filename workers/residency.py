@@ -14,6 +14,7 @@ from pathlib import Path
 import structlog
 
 from config.model_spec import ModelSpec
+from models.loading import weights_of
 from models.pipeline import Pipeline
 from workers import metrics
 from workers.device import Device
@@ -46,17 +47,30 @@ class Residents:
             try:
                 pipeline = load(spec, device=device.torch_device, dtype=device.torch_dtype)
                 device.synchronize()
-                digest = checkpoint_digest(spec.source, digests)
+                digest = checkpoint_digest(_folder_of(spec), weights_of(spec), digests)
             except Exception as error:
-                message = _one_line(error, spec.source)
+                message = _one_line(error, _folder_of(spec))
                 self.errors[spec.id] = message
                 log.error("model cannot be served", model=spec.id, reason=message)
                 continue
             seconds = time.monotonic() - started
-            self.recipes[spec.id] = Recipes(spec.id, digest, device)
+            self.recipes[spec.id] = Recipes(spec.id, digest, device, pipeline.residency)
             self.pipelines[spec.id] = pipeline
             metrics.MODEL_LOAD_SECONDS.labels(spec.id).observe(seconds)
-            log.info("model is resident", model=spec.id, seconds=round(seconds, 2))
+            log.info(
+                "model is resident",
+                model=spec.id,
+                residency=pipeline.residency,
+                seconds=round(seconds, 2),
+            )
+
+    def residency(self) -> dict[str, str]:
+        """How the weights of each served model rest in memory."""
+        return {model: pipeline.residency for model, pipeline in self.pipelines.items()}
+
+
+def _folder_of(spec: ModelSpec) -> Path:
+    return spec.source.parent if spec.source.is_file() else spec.source
 
 
 def _one_line(error: Exception, folder: Path) -> str:

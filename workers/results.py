@@ -1,4 +1,7 @@
-"""Finished pictures to stored files: recipe inside, digest outside, one `Output` each."""
+"""Finished pictures and clips to stored files: recipe inside, digest outside, one `Output` each.
+
+Beside every file lie its variants, the small JPEGs that lists and pages show.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol
 
-from jobs.blobs import output_key
+from jobs.blobs import output_key, variant_key
 from jobs.types import ClaimedJob, Output
+from models.pipeline import Clip
 from workers.outputs import CONTENT_TYPES, encode
+from workers.thumbnails import variants
+from workers.video_outputs import CLIP_CONTENT_TYPES, encode_clip
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,35 +31,72 @@ class RecipeSource(Protocol):
     """What recipes come from; `workers.recipe.Recipes` is one."""
 
     def of(self, job: ClaimedJob, index: int) -> dict[str, Any]:
-        """The recipe of image `index` of `job`."""
+        """The recipe of output `index` of `job`."""
 
 
 class ResultWriter:
-    """Stores the pictures of jobs; `recipes` has one source for every resident model."""
+    """Stores what jobs have made; `recipes` has one source for every resident model."""
 
     def __init__(self, blobs: BlobSink, recipes: Mapping[str, RecipeSource]) -> None:
         self._blobs = blobs
         self._recipes = recipes
 
-    def write(self, job: ClaimedJob, images: Sequence[Image]) -> tuple[Output, ...]:
-        """Encode and store all pictures of `job`, as `jobs/<job>/<execution>/<n>.<format>`.
+    def write(self, job: ClaimedJob, media: Sequence[Image] | Clip) -> tuple[Output, ...]:
+        """Encode and store all pictures of `job`, or its clip, with their variants.
 
-        An attempt has keys of its own, so that one that lost its lease overwrites nothing.
+        Keys are `jobs/<job>/<execution>/<n>.<format>` and `<n>.<variant>.jpg` beside it. An attempt
+        has keys of its own, so that one that lost its lease overwrites nothing.
         """
-        return tuple(self._write(job, index, image) for index, image in enumerate(images))
+        if isinstance(media, Clip):
+            return (self._write_clip(job, media),)
+        return tuple(self._write_picture(job, index, image) for index, image in enumerate(media))
 
-    def _write(self, job: ClaimedJob, index: int, image: Image) -> Output:
+    def _write_picture(self, job: ClaimedJob, index: int, image: Image) -> Output:
         output_format = job.input["output_format"]
         recipe = self._recipes[job.model].of(job, index)
         data = encode(image, output_format, quality=job.input["output_quality"], recipe=recipe)
-        key = output_key(job.id, job.execution_id, index, output_format)
-        self._blobs.put(key, data)
-        return Output(
-            key=key,
+        return self._store(
+            job,
+            index,
+            image,
+            data,
             content_type=CONTENT_TYPES[output_format],
             width=image.width,
             height=image.height,
+            seed=recipe["input"]["seed"],
+        )
+
+    def _write_clip(self, job: ClaimedJob, clip: Clip) -> Output:
+        output_format = job.input["output_format"]
+        recipe = self._recipes[job.model].of(job, 0)
+        file = encode_clip(clip, output_format, quality=job.input["output_quality"], recipe=recipe)
+        return self._store(
+            job,
+            0,
+            clip,
+            file.data,
+            content_type=CLIP_CONTENT_TYPES[output_format],
+            width=file.width,
+            height=file.height,
+            seed=recipe["input"]["seed"],
+            codec=file.codec,
+            num_frames=len(clip.frames),
+            fps=clip.fps,
+            duration_seconds=round(len(clip.frames) / clip.fps, 6),
+        )
+
+    def _store(
+        self, job: ClaimedJob, index: int, medium: Image | Clip, data: bytes, **facts: Any
+    ) -> Output:
+        key = output_key(job.id, job.execution_id, index, job.input["output_format"])
+        self._blobs.put(key, data)
+        small = variants(medium)
+        for name, jpeg in small.items():
+            self._blobs.put(variant_key(key, name), jpeg)
+        return Output(
+            key=key,
             bytes=len(data),
             sha256=sha256(data).hexdigest(),
-            seed=recipe["input"]["seed"],
+            variants=tuple(small),
+            **facts,
         )

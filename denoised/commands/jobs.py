@@ -120,22 +120,35 @@ def _print_job(job: Job, as_json: bool) -> None:
     if as_json:
         typer.echo(job.model_dump_json(indent=2))
         return
+    from denoised.follow import describe_output
+
     stage = f" ({job.stage})" if job.stage else ""
     typer.echo(f"{job.id}  {job.status}{stage}")
     rows = {
         "model": job.model,
         "prompt": _shorten(str(job.input.get("prompt", "")), 100),
-        "input": ", ".join(f"{k} {v}" for k, v in job.input.items() if "prompt" not in k),
+        "input": ", ".join(f"{k} {v}" for k, v in job.input.items() if _is_telling(k, v)),
         "progress": f"{job.progress.step} of {job.progress.total_steps} steps",
         "attempt": str(job.attempt),
         "position": f"{job.queue.position} jobs before it" if job.queue else None,
         "gpu time": f"{job.usage.gpu_seconds:.2f} s" if job.usage.gpu_seconds else None,
         "error": f"{job.error.code}: {job.error.message}" if job.error else None,
-        "outputs": "\n            ".join(output.url for output in job.outputs) or None,
+        "outputs": "\n            ".join(
+            f"{output.url}  ({describe_output(output)})" for output in job.outputs
+        )
+        or None,
     }
     for name, value in rows.items():
         if value is not None:
             typer.echo(f"  {name:9} {value}")
+
+
+def _is_telling(field: str, value: object) -> bool:
+    """Whether a field of the input says anything in a row: media that are absent do not."""
+    is_absent = value is None or value == []
+    if field == "outpaint" and isinstance(value, dict):
+        is_absent = not any(value.values())
+    return not is_absent and "prompt" not in field
 
 
 def _shorten(text: str, width: int = 48) -> str:

@@ -1,4 +1,4 @@
-"""`denoised recipe`: what made a picture, read from the picture itself."""
+"""`denoised recipe`: what made a picture or clip, read from the file itself."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from denoised.errors import CommandError
 
 
 def recipe(
-    file: Annotated[Path, typer.Argument(help="A PNG, JPEG or WebP made by denoised.")],
+    file: Annotated[Path, typer.Argument(help="A picture or clip made by denoised.")],
 ) -> None:
-    """Print the recipe in a picture; its `input` can be submitted again as it is."""
+    """Print the recipe in a picture or clip; its `input` can be submitted again as it is."""
     import json
 
     from workers.outputs import read_recipe

@@ -8,44 +8,67 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from denoised import options
+from denoised import clip_options, options
 from denoised.errors import CommandError
 
 if TYPE_CHECKING:
     from denoised.client import Client
     from server.schemas import Job
 
-FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
-SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+FORMATS = {
+    ".png": "png",
+    ".jpg": "jpeg",
+    ".jpeg": "jpeg",
+    ".webp": "webp",
+    ".mp4": "mp4",
+    ".webm": "webm",
+}
+SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "mp4": ".mp4", "webm": ".webm"}
 
 
 def run(
     model: Annotated[str, typer.Argument(help="Model id, e.g. sana-demo, or checkpoint folder.")],
-    prompt: Annotated[str, typer.Argument(help="What the picture should show.")],
+    prompt: Annotated[str, typer.Argument(help="What the picture or clip should show.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", help="File to write. [MODEL-SEED.png in this folder]"),
+        typer.Option(
+            "--output", "-o", help="File to write. [MODEL-SEED and the suffix of the format]"
+        ),
     ] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoise steps.")] = None,
     guidance: Annotated[float | None, typer.Option(help="Guidance scale.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the noise. [random]")] = None,
-    negative: Annotated[str | None, typer.Option(help="What the picture should not show.")] = None,
+    negative: Annotated[str | None, typer.Option(help="What it should not show.")] = None,
     sampler: Annotated[str | None, typer.Option(help="Sampler, one of the model's.")] = None,
     n: Annotated[int | None, typer.Option("--n", "-n", help="Number of pictures.")] = None,
     format: Annotated[
-        Literal["png", "jpeg", "webp"] | None,
-        typer.Option(help="File format. [by the suffix of --output, else png]"),
+        Literal["png", "jpeg", "webp", "mp4", "webm"] | None,
+        typer.Option(help="File format. [by the suffix of --output, else png or mp4]"),
     ] = None,
     priority: Annotated[options.PriorityName, typer.Option(help="Urgency.")] = "interactive",
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bytes for the same input.")
     ] = False,
+    frames: clip_options.Frames = None,
+    fps: clip_options.Fps = None,
+    flow_shift: clip_options.FlowShift = None,
+    first_frame: clip_options.FirstFrame = None,
+    last_frame: clip_options.LastFrame = None,
+    first_clip: clip_options.FirstClip = None,
+    last_clip: clip_options.LastClip = None,
+    video: clip_options.Video = None,
+    mask: clip_options.Mask = None,
+    outpaint: clip_options.Outpaint = None,
+    control_video: clip_options.ControlVideo = None,
+    control: clip_options.Control = None,
+    box: clip_options.Boxes = None,
+    reference: clip_options.References = None,
     url: options.ServerUrl = None,
     data_dir: options.DataDir = None,
 ) -> None:
-    """Make a picture: submit the job, show its progress, save the result.
+    """Make a picture or a clip: submit the job, show its progress, save the result.
 
     Without --url, a server that is already running on this machine is used; if there is none, a
     private one is started for this command and stopped afterwards.
@@ -62,26 +85,51 @@ def run(
         "sampler": sampler,
         "num_images": n,
         "output_format": format or _format_of(output),
+        "num_frames": frames,
+        "fps": fps,
+        "flow_shift": flow_shift,
+        "outpaint": clip_options.parse_outpaint(outpaint),
+        "control": control or ("layout" if box else None),
+        "layout": clip_options.parse_boxes(box),
     }
+    media: dict[str, Path | list[Path] | None] = {
+        "first_frame": first_frame,
+        "last_frame": last_frame,
+        "first_clip": first_clip,
+        "last_clip": last_clip,
+        "video": video,
+        "mask": mask,
+        "control_video": control_video,
+        "reference_images": reference,
+    }
+    clip_options.check_files(media)
     request: dict[str, Any] = {name: v for name, v in fields.items() if v is not None}
     if output is not None:
         _make_folder(output.parent)
 
+    from denoised.api_errors import ApiError
     from denoised.connect import connect
-    from denoised.follow import open_view
+    from denoised.follow import describe_output, open_view
 
     with open_view() as view, connect(url, model, settings, view.note) as connection:
         client = connection.client
-        job = client.submit(
-            connection.model_id, request, priority=priority, deterministic=deterministic
-        )
+        request |= clip_options.upload_files(client, media)
+        try:
+            job = client.submit(
+                connection.model_id, request, priority=priority, deterministic=deterministic
+            )
+        except ApiError as error:
+            if (error.param or "").startswith("input."):
+                raise clip_options.refused(error) from None
+            raise
         job = _follow_or_cancel(client, job.id, view)
         files = _save(client, job, output) if job.status == "succeeded" else []
     if not files:
         reason = job.error.message if job.error else "no reason was given"
         raise CommandError(f"job {job.id} {job.status}: {reason}")
     for file, result in zip(files, job.outputs, strict=True):
-        typer.echo(f"{file}  ({result.width}x{result.height}, seed {result.seed}, job {job.id})")
+        what = describe_output(result)
+        typer.echo(f"{file}  ({what}, seed {result.seed}, job {job.id})")
 
 
 def _follow_or_cancel(client: Client, job_id: str, view: Any) -> Job:
@@ -117,7 +165,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def _save(client: Client, job: Job, output: Path | None) -> list[Path]:
-    """Write every picture; with several, a number goes in front of the suffix."""
+    """Write every result; with several, a number goes in front of the suffix."""
     suffix = SUFFIXES[job.input["output_format"]]
     path = output or Path(f"{job.model}-{job.outputs[0].seed}{suffix}")
     files = []
@@ -129,7 +177,7 @@ def _save(client: Client, job: Job, output: Path | None) -> list[Path]:
             file.write_bytes(client.download(job.id, result.index))
         except OSError as error:
             raise CommandError(
-                f"cannot write {file}: {error.strerror} (the picture is kept as job {job.id})"
+                f"cannot write {file}: {error.strerror} (the result is kept as job {job.id})"
             ) from None
         files.append(file)
     return files

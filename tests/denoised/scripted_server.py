@@ -21,10 +21,11 @@ class Reply:
 
 @dataclass
 class ScriptedServer:
-    """Where it listens and which requests it has seen, as (method, path, headers)."""
+    """Where it listens and which requests it has seen, as (method, path, headers), with bodies."""
 
     url: str
     requests: list[tuple[str, str, dict[str, str]]]
+    bodies: list[bytes]
 
 
 @contextlib.contextmanager
@@ -32,12 +33,13 @@ def scripted_server(
     answer: Callable[[str, str, dict[str, str]], Reply],
 ) -> Iterator[ScriptedServer]:
     requests: list[tuple[str, str, dict[str, str]]] = []
+    bodies: list[bytes] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def _respond(self) -> None:
-            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            bodies.append(self.rfile.read(int(self.headers.get("Content-Length", 0))))
             headers = {name.lower(): value for name, value in self.headers.items()}
             requests.append((self.command, self.path, headers))
             reply = answer(self.command, self.path, headers)
@@ -46,9 +48,9 @@ def scripted_server(
                 self.send_header(name, value)
             # A promise of more than is sent turns the closed connection into a broken one.
             self.send_header("Content-Length", str(len(reply.body) + (1 if reply.cut else 0)))
+            self.send_header("Connection", "close")
             self.end_headers()
             self.wfile.write(reply.body)
-            self.close_connection = True
 
         do_GET = do_POST = do_DELETE = _respond
 
@@ -59,7 +61,7 @@ def scripted_server(
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:
-        yield ScriptedServer(f"http://127.0.0.1:{server.server_address[1]}", requests)
+        yield ScriptedServer(f"http://127.0.0.1:{server.server_address[1]}", requests, bodies)
     finally:
         server.shutdown()
         thread.join()

@@ -60,7 +60,7 @@ def test_the_supervisor_and_the_client_load_no_tensor_library(module):
     [
         (), ("serve",), ("run",), ("recipe",), ("api",), ("worker",), ("keeper",), ("jobs",),
         ("jobs", "list"), ("jobs", "show"), ("jobs", "watch"), ("jobs", "cancel"), ("models",),
-        ("models", "list"),
+        ("models", "list"), ("models", "inspect"),
     ],
 )  # fmt: skip
 def test_every_command_explains_itself(command):

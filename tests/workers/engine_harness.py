@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import UTC, datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeVar
 
-from fake_pipeline import FakePipeline, fake_spec
+from fake_pipeline import FakeClipPipeline, FakePipeline, fake_spec
 
+from config.model_spec import ModelSpec
+from jobs.blobs import FileBlobStore
 from jobs.types import ClaimedJob, Outcome, Priority, Progress, Stage, Status, Verdict
+from workers.background import Background
 from workers.batch_limits import BatchLimits
 from workers.device import Device
 from workers.engine import Engine
+from workers.inputs import InputReader
 from workers.results import ResultWriter
+from workers.storing import StoringQueue
+
+T = TypeVar("T")
 
 CPU = Device("cpu", "float32")
 _numbers = itertools.count()
@@ -53,6 +62,34 @@ def claimed(
         created_at=datetime.now(UTC),
         queued_seconds=0.0,
     )
+
+
+def claimed_clip(prompt: str = "a word", **fields: Any) -> ClaimedJob:
+    """A text-to-video job of the model "clips", unless `fields` bring media."""
+    job = claimed(
+        prompt,
+        model="clips",
+        num_frames=9,
+        fps=16.0,
+        flow_shift=5.0,
+        conditioning_scale=1.0,
+        video=None,
+        mask=None,
+        outpaint={"left": 0.0, "right": 0.0, "top": 0.0, "bottom": 0.0},
+        control_video=None,
+        control="given",
+        layout=None,
+        first_frame=None,
+        last_frame=None,
+        first_clip=None,
+        last_clip=None,
+        reference_images=[],
+        frame_policy="trim",
+        output_format="mp4",
+    )
+    del job.input["num_images"]
+    job.input.update(fields)
+    return job
 
 
 class Clock:
@@ -106,12 +143,20 @@ class MemoryBlobs(dict[str, bytes]):
         self[key] = data
 
 
+class AtOnce:
+    """A background that does all work in the foreground."""
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        future: Future[T] = Future()
+        future.set_result(work())
+        return future
+
+
 class PlainRecipes:
     """Recipes without anything of the machine."""
 
     def of(self, job: ClaimedJob, index: int) -> dict[str, Any]:
-        own = {**job.input, "seed": job.input["seed"] + index, "num_images": 1}
-        return {"denoised": "test", "input": own}
+        return {"denoised": "test", "input": {**job.input, "seed": job.input["seed"] + index}}
 
 
 class Bench:
@@ -125,12 +170,18 @@ class Bench:
         models: Sequence[str] = ("fake",),
         preview_seconds: float = 1e9,
         blobs: MemoryBlobs | None = None,
+        background: Background | None = None,
+        storing_seconds: float = 300.0,
+        inputs: Path = Path("nowhere"),
+        spec_of: Callable[[str], ModelSpec] = fake_spec,
     ) -> None:
         self.clock = Clock()
         self.sink = MemorySink()
         self.blobs = MemoryBlobs() if blobs is None else blobs
         self.pipelines: Mapping[str, FakePipeline] = {
-            model: FakePipeline(fake_spec(model), seconds=seconds, wait=self.clock.wait)
+            model: (FakeClipPipeline if spec_of(model).task == "video" else FakePipeline)(
+                spec_of(model), seconds=seconds, wait=self.clock.wait
+            )
             for model in models
         }
         self.pipeline = self.pipelines[models[0]]
@@ -138,7 +189,13 @@ class Bench:
         self.engine = Engine(
             self.pipelines,
             self.sink,
-            ResultWriter(self.blobs, recipes),
+            InputReader(FileBlobStore(inputs), max_frames=1000),
+            StoringQueue(
+                ResultWriter(self.blobs, recipes),
+                background or AtOnce(),
+                stuck_seconds=storing_seconds,
+                clock=self.clock,
+            ),
             CPU,
             BatchLimits(max_batch_images),
             capacity=2 * max_batch_images,

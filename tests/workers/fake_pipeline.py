@@ -13,13 +13,15 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from config.model_spec import FloatParameter, IntParameter, ModelSpec
-from models.pipeline import Generation, ImageRequest
+from config.model_spec import FloatParameter, IntParameter, ModelSpec, VideoLimits
+from models.pipeline import Clip, Generation, Request, VideoRequest
 
 
 def fake_spec(model: str = "fake") -> ModelSpec:
@@ -36,10 +38,30 @@ def fake_spec(model: str = "fake") -> ModelSpec:
     )
 
 
+def fake_clip_spec(model: str = "clips") -> ModelSpec:
+    one = FloatParameter(default=1.0, minimum=0.0, maximum=2.0)
+    return ModelSpec.model_validate(
+        fake_spec(model).model_dump()
+        | {
+            "task": "video",
+            "num_images": IntParameter(default=1, minimum=1, maximum=1),
+            "video": VideoLimits(
+                num_frames=IntParameter(default=9, minimum=1, maximum=81),
+                fps=FloatParameter(default=16.0, minimum=1.0, maximum=60.0),
+                flow_shift=FloatParameter(default=5.0, minimum=0.1, maximum=100.0),
+                conditioning_scale=one,
+                num_conditioning_scales=2,
+                max_reference_images=3,
+                max_pixels=64 * 64 * 81,
+            ),
+        }
+    )
+
+
 class FakeGeneration(Generation):
     """Noise that fades towards the seed's colour."""
 
-    def __init__(self, request: ImageRequest) -> None:
+    def __init__(self, request: Request) -> None:
         self.request = request
         self.batch_key = (request.height, request.width)
         self.step_index = 0
@@ -70,12 +92,13 @@ class FakePipeline:
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self.spec = spec
+        self.residency = "float32"
         self.batches: list[list[int]] = []
         self.on_step: Callable[[], None] = lambda: None
         self._seconds = seconds
         self._wait = wait
 
-    def prepare(self, request: ImageRequest) -> FakeGeneration:
+    def prepare(self, request: Request) -> FakeGeneration:
         words = request.prompt.split()
         if "fail-prepare" in words:
             raise RuntimeError("no such word")
@@ -139,3 +162,28 @@ class FakePipeline:
         pixels = (latents * 255).clamp(0, 255).byte().permute(0, 2, 3, 1).contiguous().numpy()
         nearest = Image.Resampling.NEAREST
         return [Image.fromarray(p).resize((width, height), nearest) for p in pixels]
+
+
+class FakeClipPipeline(FakePipeline):
+    """Makes a clip of the same colours in which one grey column moves; `requests` remembers."""
+
+    def __init__(self, spec: ModelSpec, **options: Any) -> None:
+        super().__init__(spec, **options)
+        self.requests: list[VideoRequest] = []
+
+    def prepare(self, request: Request) -> FakeGeneration:
+        assert isinstance(request, VideoRequest)
+        self.requests.append(request)
+        return super().prepare(request)
+
+    def preview(self, generation: Generation) -> list[Image.Image]:
+        return 3 * super().preview(generation)
+
+    def decode(self, generation: Generation) -> Clip:  # type: ignore[override]
+        (picture,) = super().decode(generation)
+        request = self._own(generation).request
+        assert isinstance(request, VideoRequest)
+        frames = np.stack([np.asarray(picture)] * request.num_frames)
+        for index, frame in enumerate(frames):
+            frame[:, index * request.width // request.num_frames] = 128
+        return Clip(frames, request.fps)

@@ -10,14 +10,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from engine_harness import CPU, claimed
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from workers.outputs import RecipeNotFound, encode, preview_jpeg, read_recipe
+from workers.outputs import RecipeNotFound, encode, read_recipe
 from workers.recipe import Recipes, checkpoint_digest
+from workers.thumbnails import preview_jpeg, variants
 
 FORMATS = ("png", "jpeg", "webp")
 PILLOW_NAME = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
@@ -29,7 +31,7 @@ def picture(width: int = 96, height: int = 64) -> Image.Image:
 
 
 def recipe_of(prompt: str = "a red circle on a blue background") -> dict[str, Any]:
-    return Recipes("fake", "sha256:00", CPU).of(claimed(prompt, num_images=3, seed=7), 2)
+    return Recipes("fake", "sha256:00", CPU, "float32").of(claimed(prompt, num_images=3, seed=7), 2)
 
 
 @pytest.mark.parametrize("output_format", FORMATS)
@@ -134,7 +136,7 @@ def test_the_recipe_of_an_image_is_a_request_for_just_that_image() -> None:
     assert recipe["checkpoint"] == "sha256:00"
     assert recipe["deterministic"] is False
     assert (recipe["device"], recipe["dtype"]) == ("cpu", "float32")
-    assert {"denoised", "torch"} <= recipe.keys()
+    assert {"denoised", "torch", "residency"} <= recipe.keys()
     json.dumps(recipe)
 
 
@@ -147,6 +149,20 @@ def test_a_preview_shows_all_images_and_stays_small(rows: int, columns: int, cou
     assert max(Image.open(io.BytesIO(data)).size) <= 256
 
 
+@pytest.mark.parametrize(
+    ("size", "expected"), [((512, 300), (256, 150)), ((96, 64), (96, 64)), ((1, 3000), (1, 256))]
+)
+def test_a_thumbnail_is_the_picture_within_256_pixels(
+    size: tuple[int, int], expected: tuple[int, int]
+) -> None:
+    small = Image.open(io.BytesIO(variants(picture(*size))["thumbnail"]))
+    assert (small.format, small.size) == ("JPEG", expected)
+    wanted = picture(*size).resize(expected, Image.Resampling.LANCZOS)
+    error = np.abs(np.asarray(small, dtype=float) - np.asarray(wanted, dtype=float))
+    # What JPEG loses of a smooth picture.
+    assert error.mean() < 4
+
+
 def test_the_checkpoint_digest_is_what_sha256sum_says(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     for name in ("transformer/b.safetensors", "a.safetensors", "vae/c.gguf", "config.json"):
@@ -157,7 +173,10 @@ def test_the_checkpoint_digest_is_what_sha256sum_says(tmp_path: Path) -> None:
     listing = subprocess.run(["sha256sum", *names], cwd=folder, capture_output=True, check=True)
     whole = subprocess.run(["sha256sum"], input=listing.stdout, capture_output=True, check=True)
     expected = "sha256:" + whole.stdout.split()[0].decode()
-    assert checkpoint_digest(folder, tmp_path / "cache.json") == expected
+    assert checkpoint_digest(folder, [folder], tmp_path / "cache.json") == expected
+    (folder / "unused.gguf").write_bytes(b"another transformer")
+    parts = [folder / "transformer", folder / "vae", folder / "a.safetensors"]
+    assert checkpoint_digest(folder, parts, tmp_path / "cache.json") == expected
 
 
 def test_the_digest_cache_notices_a_changed_file_and_survives_damage(tmp_path: Path) -> None:
@@ -165,13 +184,13 @@ def test_the_digest_cache_notices_a_changed_file_and_survives_damage(tmp_path: P
     folder.mkdir()
     weights = folder / "a.safetensors"
     weights.write_bytes(b"one")
-    first = checkpoint_digest(folder, cache)
+    first = checkpoint_digest(folder, [folder], cache)
     assert json.loads(cache.read_text())
     weights.write_bytes(b"three")
-    second = checkpoint_digest(folder, cache)
+    second = checkpoint_digest(folder, [folder], cache)
     assert second != first
     cache.write_text("{damaged")
-    assert checkpoint_digest(folder, cache) == second
+    assert checkpoint_digest(folder, [folder], cache) == second
 
 
 def test_reading_a_recipe_needs_no_tensor_library() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,18 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_harness import CPU, MemoryBlobs, MemorySink, claimed
+from engine_harness import CPU, AtOnce, MemoryBlobs, MemorySink, claimed
 from PIL import Image
 
+from jobs.blobs import FileBlobStore
 from jobs.types import ClaimedJob, Status
 from models.catalogue import discover
 from models.loading import load
 from models.pipeline import Pipeline
 from workers.batch_limits import BatchLimits
 from workers.engine import Engine
+from workers.inputs import InputReader
 from workers.outputs import read_recipe
 from workers.recipe import Recipes
 from workers.results import ResultWriter
+from workers.storing import StoringQueue
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +48,16 @@ def generate(pipeline: Pipeline, *jobs: ClaimedJob) -> list[list[bytes]]:
     """The files of jobs that were all resident together."""
     sink, blobs = MemorySink(), MemoryBlobs()
     model = pipeline.spec.id
-    writer = ResultWriter(blobs, {model: Recipes(model, "sha256:00", CPU)})
+    writer = ResultWriter(blobs, {model: Recipes(model, "sha256:00", CPU, pipeline.residency)})
     engine = Engine(
-        {model: pipeline}, sink, writer, CPU, AlwaysLarge(16), capacity=64, preview_seconds=0.01
+        {model: pipeline},
+        sink,
+        InputReader(FileBlobStore(Path("nowhere")), max_frames=1),
+        StoringQueue(writer, AtOnce(), stuck_seconds=300.0, clock=time.monotonic),
+        CPU,
+        AlwaysLarge(16),
+        capacity=64,
+        preview_seconds=0.01,
     )
     for job in jobs:
         engine.admit(job)

@@ -1,6 +1,7 @@
 """What a worker process of these tests runs: a real worker over fake pipelines.
 
-A model whose id starts with `damaged` fails to load as a damaged checkpoint would.
+A model whose id starts with `damaged` fails to load as a damaged checkpoint would; one whose id
+starts with `clips` makes clips.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from fake_pipeline import FakePipeline, fake_spec
+from fake_pipeline import FakeClipPipeline, FakePipeline, fake_clip_spec, fake_spec
 
 from config.model_spec import ModelSpec
 from config.settings import Settings
@@ -22,6 +23,11 @@ def work(settings: Settings, step_seconds: float, models: Sequence[str]) -> None
             raise CheckpointError(
                 f"{spec.source}/vae/model.safetensors: tensor decoder.weight is cut off"
             )
-        return FakePipeline(spec, seconds=lambda images: step_seconds)
+        kind = FakeClipPipeline if spec.task == "video" else FakePipeline
+        return kind(spec, seconds=lambda images: step_seconds)
 
-    sys.exit(run_worker(settings, [fake_spec(model) for model in models], load=load))
+    sys.exit(run_worker(settings, [spec_of(model) for model in models], load=load))
+
+
+def spec_of(model: str) -> ModelSpec:
+    return fake_clip_spec(model) if model.startswith("clips") else fake_spec(model)

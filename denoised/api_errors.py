@@ -1,0 +1,53 @@
+"""What a server says no with, as exceptions: refusals with their problem code, and silence."""
+
+from __future__ import annotations
+
+import httpx2
+
+from denoised.errors import ClientError
+
+
+class ServerUnreachable(ClientError):
+    """No answer from the server: nothing listens there, or the connection broke."""
+
+
+class ApiError(ClientError):
+    """The server refused. `code` is its problem code, `param` the field at fault if there is one.
+
+    `retry_after` is in seconds, when the server named a time.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str,
+        detail: str,
+        *,
+        param: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(f"{param}: {detail}" if param and param not in detail else detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.param = param
+        self.retry_after = retry_after
+
+
+def refusal(response: httpx2.Response) -> ApiError:
+    """The error that an answer of 400 or above stands for, whatever its body."""
+    try:
+        problem = response.json()
+        detail = str(problem["detail"])
+    except (ValueError, KeyError, TypeError):
+        problem, detail = {}, f"{response.request.url} answered {response.status_code}"
+    if errors := problem.get("errors"):
+        detail = "; ".join(f"{error['param']}: {error['message']}" for error in errors)
+    after = response.headers.get("Retry-After", "")
+    return ApiError(
+        response.status_code,
+        str(problem.get("code", "unknown")),
+        detail,
+        param=problem.get("param"),
+        retry_after=float(after) if after.isdecimal() else None,
+    )

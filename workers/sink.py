@@ -1,0 +1,18 @@
+"""What the engine wants of whoever keeps its jobs: take in reports and outcomes, give verdicts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from jobs.types import ClaimedJob, Outcome, Progress, Verdict
+
+
+class Sink(Protocol):
+    """Where reports and outcomes go; `jobs.lease.LeaseClient` is one."""
+
+    def report(self, updates: Sequence[Progress]) -> list[Verdict]:
+        """Pass on progress; returns one verdict per update, in order."""
+
+    def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
+        """Settle a job. False when it is no longer this worker's."""

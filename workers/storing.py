@@ -1,0 +1,114 @@
+"""Results on their way to the disk, encoded and stored in the background.
+
+The engine puts a decoded job in and collects, between two steps, what has been stored since, in the
+order of decoding. A disk that takes nothing any more is noticed here, since the engine goes on.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from jobs.types import Output
+from models.pipeline import Clip
+from workers.background import Background
+from workers.failures import attempt
+from workers.member import Member
+from workers.results import ResultWriter
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+PAUSE_SECONDS = 0.01
+"""An engine that only waits for results looks so often for new jobs."""
+
+STEP_SHARE = 0.1
+"""How much of a step's time is waited for a result that has just been decoded."""
+
+
+class StoringStuck(Exception):
+    """No result could be stored for so long that only a new process may help."""
+
+
+@dataclass(frozen=True)
+class Storing:
+    """One job's results; times are seconds of the engine's clock.
+
+    `outputs` resolves to what was stored or to the exception that prevented it.
+    """
+
+    member: Member
+    outputs: Future[tuple[Output, ...] | Exception]
+    decoding_since: float
+    storing_since: float
+
+
+class StoringQueue:
+    """First in, first out. `stuck_seconds` is the longest for which no result comes to be stored;
+    `clock` counts seconds.
+    """
+
+    def __init__(
+        self,
+        results: ResultWriter,
+        background: Background,
+        *,
+        stuck_seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._results = results
+        self._background = background
+        self._stuck_seconds = stuck_seconds
+        self._clock = clock
+        self._queue: deque[Storing] = deque()
+        self._last_stored_at = clock()
+
+    def put(self, member: Member, media: list[Image] | Clip, *, decoding_since: float) -> None:
+        """Have the media encoded and stored."""
+        write = partial(self._results.write, member.job, media)
+        outputs = self._background.submit(lambda: attempt(write))
+        self._queue.append(Storing(member, outputs, decoding_since, self._clock()))
+
+    def collect(self) -> list[Storing]:
+        """What has been stored, or has failed to be, since the last call.
+
+        Raises StoringStuck.
+        """
+        done = []
+        while self._queue and self._queue[0].outputs.done():
+            done.append(self._queue.popleft())
+            self._last_stored_at = self._clock()
+        if self._queue:
+            since = max(self._queue[0].storing_since, self._last_stored_at)
+            if self._clock() - since > self._stuck_seconds:
+                raise StoringStuck(f"no result could be stored for {self._stuck_seconds:g} s")
+        return done
+
+    def linger(self, step_seconds: float) -> None:
+        """After a `put`: give the result a moment that is short beside a step of `step_seconds`.
+
+        What takes no longer is settled before the next step instead of after it.
+        """
+        self._wait(STEP_SHARE * step_seconds)
+
+    def pause(self) -> None:
+        """Nothing to compute: wait for the next result, but no longer than a queue may go unseen.
+
+        Returns at once when none is due.
+        """
+        self._wait(PAUSE_SECONDS)
+
+    def _wait(self, seconds: float) -> None:
+        if self._queue:
+            wait([self._queue[0].outputs], timeout=seconds)
+
+    def clear(self) -> None:
+        """Forget everything; what has not been begun will not be."""
+        for storing in self._queue:
+            storing.outputs.cancel()
+        self._queue.clear()
