@@ -189,6 +189,11 @@ def fuzz(cases: int, seed: int) -> dict[str, Any]:
     }
 
 
+def run(cases: int = 100_000, seed: int = 0) -> dict[str, Any]:
+    """The same for `make bench`."""
+    return {"seed": seed} | fuzz(cases, seed)
+
+
 def _place(rng: random.Random, data: bytearray) -> int:
     """Where to do damage: mostly at the numbers around a name, else anywhere, or in the counts."""
     names = [match.span() for match in re.finditer(rb"[ -~]{4,}", data)]

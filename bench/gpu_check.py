@@ -1,8 +1,9 @@
 """`make gpu-check`: does the GPU compute what the CPU does, and how fast against diffusers?
 
-Three parts: a small random transformer in float32 on both devices; the published 600M shape with
-random weights in bfloat16, ours and diffusers' interleaved on the same weights, with the error of
-each against float32; the bundled model from prompt to picture on both devices.
+For the image model: a small random transformer in float32 on both devices; the published 600M shape
+with random weights in bfloat16, ours and diffusers' interleaved on the same weights, with the error
+of each against float32; the bundled model from prompt to picture on both devices. For the video
+model see `bench.gpu_check_wan`. `make gpu-check ARGS="wan_kernels wan_1_3b"` runs some parts only.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -78,11 +79,11 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def median_milliseconds(
-    variants: dict[str, Callable[[], object]], device: torch.device
+    variants: Mapping[str, Callable[[], object]], device: torch.device, rounds: int | None = None
 ) -> dict[str, float]:
     """Median time of each variant, taken in turns after two rounds of warm-up."""
     times: dict[str, list[float]] = {name: [] for name in variants}
-    for round_number in range(ROUNDS + 2):
+    for round_number in range((rounds or ROUNDS) + 2):
         for name, call in variants.items():
             _wait(device)
             started = time.perf_counter()
@@ -183,9 +184,32 @@ def _picture(pipeline: Any, prompt: str) -> Any:
     return pipeline.decode(generation)[0]
 
 
+def check_sana(device: torch.device) -> dict[str, Any]:
+    """All three comparisons of the image model."""
+    return {
+        "float32_against_cpu": check_float32(device),
+        "sana_600m_bfloat16": [check_bfloat16(device, size) for size in (16, 32)],
+        "sana_demo_pictures": check_pictures(device),
+    }
+
+
+def agrees(figures: Any) -> bool:
+    """Whether no part of some figures says that it is not `ok`."""
+    if isinstance(figures, dict):
+        return bool(figures.get("ok", True)) and all(map(agrees, figures.values()))
+    return not isinstance(figures, list) or all(map(agrees, figures))
+
+
 def main() -> int:
     """0 when the GPU agrees with the CPU, 1 when it does not, 2 without a GPU."""
-    argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__).parse_args()
+    from bench import gpu_check_wan
+
+    parts = {"sana": check_sana} | gpu_check_wan.PARTS
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__)
+    parser.add_argument("parts", nargs="*", help=f"all, or some of {', '.join(parts)}")
+    chosen = parser.parse_args().parts or list(parts)
+    if unknown := set(chosen) - set(parts):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}")
     if not torch.cuda.is_available():
         print("gpu-check: torch finds no CUDA device on this machine", file=sys.stderr)
         return 2
@@ -195,16 +219,14 @@ def main() -> int:
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
     device = torch.device("cuda")
-    figures: dict[str, Any] = {
-        "device": torch.cuda.get_device_name(device),
-        "float32_against_cpu": check_float32(device),
-        "sana_600m_bfloat16": [check_bfloat16(device, size) for size in (16, 32)],
-        "sana_demo_pictures": check_pictures(device),
-    }
-    print(table(figures))
-    print(f"written to {write_results({'gpu_check': {'figures': figures}})}")
-    parts = [figures["float32_against_cpu"], *figures["sana_600m_bfloat16"]]
-    return int(not all(part["ok"] for part in [*parts, figures["sana_demo_pictures"]]))
+    print(torch.cuda.get_device_name(device))
+    results: dict[str, Any] = {}
+    for name in chosen:
+        figures = parts[name](device)
+        print(f"\n== {name}\n{table(figures)}", flush=True)
+        results[f"gpu_check_{name}"] = {"figures": figures}
+    print(f"written to {write_results(results)}")
+    return int(not agrees([entry["figures"] for entry in results.values()]))
 
 
 if __name__ == "__main__":

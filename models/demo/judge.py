@@ -39,8 +39,26 @@ _FINALISTS = 3
 
 
 @dataclass(frozen=True)
+class Strictness:
+    """What is looked for and how far it may be off; the defaults are those for pictures.
+
+    `outline` is the mean distance between outline and ideal outline, in radii.
+    """
+
+    shapes: tuple[str, ...] = SHAPES
+    outline: float = OUTLINE_TOLERANCE
+    stray: float = STRAY_TOLERANCE
+
+
+PICTURE = Strictness()
+
+
+@dataclass(frozen=True)
 class Reading:
-    """What a picture shows; None where nothing could be read, with the reasons in `faults`."""
+    """What a picture shows; None where nothing could be read, with the reasons in `faults`.
+
+    `center` is (x, y) in shares of the sides, `radius` a share of the shorter side.
+    """
 
     background: str | None = None
     colour: str | None = None
@@ -49,6 +67,8 @@ class Reading:
     position: str | None = None
     outline_error: float = math.inf
     faults: tuple[str, ...] = ()
+    center: tuple[float, float] | None = None
+    radius: float | None = None
 
 
 @dataclass(frozen=True)
@@ -133,9 +153,9 @@ class _Fit:
         return self
 
 
-def _best_fit(mask: Tensor) -> _Fit:
-    """The shape of the grammar that covers a soft mask best."""
-    fits = [_Fit.of_moments(mask, shape).improve(mask, _COARSE_STEPS) for shape in SHAPES]
+def _best_fit(mask: Tensor, shapes: tuple[str, ...]) -> _Fit:
+    """The one of `shapes` that covers a soft mask best."""
+    fits = [_Fit.of_moments(mask, shape).improve(mask, _COARSE_STEPS) for shape in shapes]
     fits.sort(key=lambda fit: fit.overlap, reverse=True)
     finalists = [fit.improve(mask, _FINE_STEPS) for fit in fits[:_FINALISTS]]
     return max(finalists, key=lambda fit: fit.overlap)
@@ -151,7 +171,7 @@ def _soft_mask(pixels: Tensor, background: Tensor, foreground: Tensor) -> tuple[
     return ((share - 0.1) / 0.8).clamp(0.0, 1.0), stray
 
 
-def read(picture: Tensor) -> Reading:
+def read(picture: Tensor, strictness: Strictness = PICTURE) -> Reading:
     """Read a picture [3, H, W] in [-1, 1]; never raises for any finite content."""
     pixels = (picture.detach().float().cpu().clamp(-1.0, 1.0) + 1.0) * 127.5
     height, width = pixels.shape[1:]
@@ -174,7 +194,7 @@ def read(picture: Tensor) -> Reading:
         return Reading(background=ground_name, faults=("the shape has no colour of the palette",))
     mask, stray = _soft_mask(pixels, background, foreground)
     known = Reading(background=ground_name, colour=colour_name)
-    if stray.sum() > STRAY_TOLERANCE * mask.sum():
+    if stray.sum() > strictness.stray * mask.sum():
         return Reading(ground_name, colour_name, faults=("stray colours",))
     rows, columns = mask.amax(1).nonzero(), mask.amax(0).nonzero()
     if len(rows) == 0:
@@ -188,7 +208,7 @@ def read(picture: Tensor) -> Reading:
     if scale > 1.0:
         size = (round(part.shape[0] / scale), round(part.shape[1] / scale))
         part = F.interpolate(part[None, None], size, mode="area")[0, 0]
-    fit = _best_fit(part)
+    fit = _best_fit(part, strictness.shapes)
     x, y, radius = fit.place.tolist()
     center = ((x * scale + left - pad) / width, (y * scale + top - pad) / height)
     share = radius * scale / min(width, height)
@@ -196,7 +216,7 @@ def read(picture: Tensor) -> Reading:
     place = min(POSITIONS, key=lambda name: math.dist(POSITIONS[name], center))
     near = math.dist(POSITIONS[place], center) <= POSITION_TOLERANCE
     faults = []
-    if fit.error > OUTLINE_TOLERANCE:
+    if fit.error > strictness.outline:
         faults.append(f"the outline is {fit.error:.3f} radii off the nearest shape, {fit.shape}")
     return Reading(
         ground_name,
@@ -206,6 +226,8 @@ def read(picture: Tensor) -> Reading:
         place if near else None,
         fit.error,
         tuple(faults),
+        center,
+        share,
     )
 
 

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.demo.colours import COLOUR_NAMES
-from models.demo.grammar import POSITIONS, SIZES, Asked, Prompt, held_out_prompts, training_prompt
+from models.demo.grammar import POSITIONS, SIZES, Prompt, held_out_prompts, training_prompt
+from models.demo.probes import Probes, ReadCaptions, train_with_probes
 from models.demo.shapes import SHAPES
 from models.demo.tokenizer import VOCABULARY, save_tokenizer
-from models.demo.training import Clock, base_parser, warm_cosine
+from models.demo.training import Clock, base_parser
 from models.sana.text_encoder import COMPLEX_HUMAN_INSTRUCTION
 
 if TYPE_CHECKING:
@@ -96,46 +96,8 @@ def load_caption_encoder(folder: Path) -> CaptionEncoder:
     return CaptionEncoder(tokenizer, model.requires_grad_(False).eval())
 
 
-class Probes(nn.Module):
-    """For each attribute, one attention query that pools the tokens, and a linear classifier."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.queries = nn.ParameterDict(
-            {name: nn.Parameter(torch.randn(HIDDEN_SIZE) * 0.05) for name in ATTRIBUTES}
-        )
-        self.heads = nn.ModuleDict(
-            {name: nn.Linear(HIDDEN_SIZE, len(values)) for name, values in ATTRIBUTES.items()}
-        )
-
-    def forward(self, states: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        logits = {}
-        for name, query in self.queries.items():
-            scores = (states @ query).masked_fill(~mask, float("-inf"))
-            pooled = (scores.softmax(1).unsqueeze(-1) * states).sum(1)
-            logits[name] = self.heads[name](pooled)
-        return logits
-
-
-def labels(batch: list[Asked]) -> dict[str, Tensor]:
-    return {
-        name: torch.tensor([values.index(getattr(asked, name)) for asked in batch])
-        for name, values in ATTRIBUTES.items()
-    }
-
-
 def random_prompts(rng: random.Random, count: int) -> list[Prompt]:
     return [training_prompt(rng) for _ in range(count)]
-
-
-@torch.no_grad()
-def accuracy(encoder: CaptionEncoder, probes: Probes, *, instructed: bool) -> float:
-    """Share of the held-out prompts whose every attribute the probes read right."""
-    prompts = held_out_prompts("full")
-    states, mask = encoder([prompt.text for prompt in prompts], instructed=instructed)
-    logits, wanted = probes(states, mask), labels([prompt.asked for prompt in prompts])
-    right = [logits[name].argmax(1) == wanted[name] for name in ATTRIBUTES]
-    return torch.stack(right).all(0).float().mean().item()
 
 
 def main() -> None:
@@ -144,36 +106,31 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     out: Path = arguments.out
     save_tokenizer(out / "tokenizer", arguments.seed)
-    model, probes = build_text_encoder(), Probes()
+    model, probes = build_text_encoder(), Probes(ATTRIBUTES, HIDDEN_SIZE)
     encoder = CaptionEncoder(Tokenizer.from_file(str(out / "tokenizer/tokenizer.json")), model)
-    parameters = [*model.parameters(), *probes.parameters()]
-    optimizer = torch.optim.AdamW(parameters, 2e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    clock = Clock(arguments.seconds, arguments.steps)
-    for step in clock.ticks():
+
+    def encoded(prompts: list[Prompt], *, instructed: bool) -> ReadCaptions:
+        states, mask = encoder([prompt.text for prompt in prompts], instructed=instructed)
+        kind = "instructed" if instructed else "bare"
+        return ReadCaptions(states, mask, [vars(prompt.asked) for prompt in prompts], kind)
+
+    def read(step: int) -> ReadCaptions:
         rng = random.Random(arguments.seed * 1_000_003 + step)
         instructed = step % 4 == 3
-        prompts = random_prompts(rng, INSTRUCTED_BATCH if instructed else BATCH)
-        states, mask = encoder([prompt.text for prompt in prompts], instructed=instructed)
-        logits, wanted = probes(states, mask), labels([prompt.asked for prompt in prompts])
-        losses = [F.cross_entropy(logits[name], wanted[name]) for name in ATTRIBUTES]
-        for group in optimizer.param_groups:
-            group["lr"] = 2e-3 * warm_cosine(clock.progress, step, warmup=50)
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(losses).sum().backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        if step % 50 in (0, 3):
-            right = " ".join(
-                f"{name} {(logits[name].argmax(1) == wanted[name]).float().mean():.2f}"
-                for name in ATTRIBUTES
-            )
-            kind = "instructed" if instructed else "bare"
-            print(f"step {step} {clock.spent:.0f}s {kind} {right}", flush=True)
+        count = INSTRUCTED_BATCH if instructed else BATCH
+        return encoded(random_prompts(rng, count), instructed=instructed)
+
+    clock = Clock(arguments.seconds, arguments.steps)
+    train_with_probes(model, probes, read, clock)
     model.save_pretrained(out / "text_encoder")
+    with torch.no_grad():
+        bare, instructed = (
+            probes.accuracy(encoded(held_out_prompts("full"), instructed=instructed))
+            for instructed in (False, True)
+        )
     print(
         f"done after {clock.step} steps, held-out prompts read whole: "
-        f"bare {accuracy(encoder, probes, instructed=False):.3f} "
-        f"instructed {accuracy(encoder, probes, instructed=True):.3f}",
+        f"bare {bare:.3f} instructed {instructed:.3f}",
         flush=True,
     )
 

@@ -1,9 +1,8 @@
 """Train the demo's transformer: `python -m models.demo.train_transformer --autoencoder F ...`.
 
 The frozen autoencoder and text encoder fill a pool of latents and text states; a Sana transformer
-that predicts the velocity noise - data comes out. Flow matching as in Sana (arXiv 2410.10629):
-sigma from a logit-normal, x = (1 - sigma) data + sigma noise, timestep 1000 sigma, one caption in
-ten replaced by the empty prompt for classifier-free guidance.
+that predicts the velocity noise - data comes out. One caption in ten is replaced by the empty
+prompt for classifier-free guidance.
 """
 
 from __future__ import annotations
@@ -12,21 +11,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from models.demo.dataset import Pool
+from models.demo.flow_training import FlowTraining, flow_parser, noisy
 from models.demo.train_autoencoder import load_autoencoder
 from models.demo.train_text_encoder import HIDDEN_SIZE, load_caption_encoder
-from models.demo.training import (
-    SAVE_EVERY_SECONDS,
-    Average,
-    Clock,
-    base_parser,
-    generator,
-    load_state,
-    save_state,
-    warm_cosine,
-)
 from models.sana.transformer import SanaTransformer, SanaTransformerConfig
 
 CONFIG = SanaTransformerConfig(
@@ -67,14 +56,10 @@ def flow_loss(
     model: SanaTransformer, data: Tensor, states: Tensor, mask: Tensor, rng: torch.Generator
 ) -> Tensor:
     """Mean squared error of the velocity on a batch of unit-variance latents [B, 32, h, w]."""
-    count = len(data)
-    sigmas = torch.sigmoid(0.3 + 1.2 * torch.randn(count, generator=rng))
-    noise = torch.randn(data.shape, generator=rng)
-    sigma = sigmas[:, None, None, None]
-    noisy = (1 - sigma) * data + sigma * noise
+    latents, target, sigmas = noisy(data, rng)
     time, text = model.embed_timesteps(1000 * sigmas), model.encode_text(states, mask)
-    velocity = model(noisy, time, text)
-    return (velocity.float() - (noise - data)).square().mean()
+    velocity = model(latents, time, text)
+    return (velocity.float() - target).square().mean()
 
 
 def pick_batch(
@@ -102,91 +87,43 @@ def parse_size(text: str) -> tuple[int, int, float]:
 
 
 def main() -> None:
-    parser = base_parser("Train the demo transformer.")
+    parser = flow_parser("Train the demo transformer.", learning_rate=1.4e-3)
     parser.add_argument("--autoencoder", type=Path, required=True, help="its state file")
     parser.add_argument("--text-encoder", type=Path, required=True, help="folder of that training")
     parser.add_argument("--sizes", nargs="+", default=["256x256:1"], help="HEIGHTxWIDTH:SHARE")
-    parser.add_argument("--learning-rate", type=float, default=1.4e-3)
-    parser.add_argument("--hold", type=float, default=0.4, help="share before the rate falls")
-    parser.add_argument("--start", type=Path, help="state file to take the first weights from")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
-    out: Path = arguments.out
-    out.mkdir(parents=True, exist_ok=True)
     autoencoder = load_autoencoder(arguments.autoencoder)
     text = load_caption_encoder(arguments.text_encoder)
     with torch.no_grad():
         empty = text([""], instructed=False)[0][0]
 
     model = build_transformer()
-    if arguments.start:
-        first = load_state(arguments.start)
-        model.load_state_dict({**first["model"], **first["average"]})
-    average = Average(model, 0.998)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), arguments.learning_rate, betas=(0.9, 0.98), fused=True
-    )
-    clock = Clock(arguments.seconds, arguments.steps)
-    state = load_state(out / "transformer.state") if arguments.resume else None
-    if state is not None:
-        model.load_state_dict(state["model"])
-        average.values = state["average"]
-        optimizer.load_state_dict(state["optimizer"])
-        clock.step, clock.spent = state["step"], state["spent"]
-
+    training = FlowTraining(model, arguments)
     sizes = [parse_size(size) for size in arguments.sizes]
     shares = [share for _, _, share in sizes]
     # A resumed training draws new samples.
     pools = [
-        Pool(height, width, round(SAMPLES * share / sum(shares)), arguments.seed + clock.step)
+        Pool(
+            height, width, round(SAMPLES * share / sum(shares)), training.seed + training.clock.step
+        )
         for height, width, share in sizes
     ]
     for pool, share in zip(pools, shares, strict=True):
         while pool.count < FIRST_SAMPLES * share / sum(shares):
             pool.grow(autoencoder, text)
-    scale = 1.0 / pools[0].root_mean_square() if state is None else state["scale"]
+    scale = 1.0 / pools[0].root_mean_square() if training.state is None else training.state["scale"]
     print(f"{[pool.count for pool in pools]} samples, scaling factor {scale:.4f}", flush=True)
 
-    def save() -> None:
-        save_state(
-            out / "transformer.state",
-            model=model.state_dict(),
-            average=average.values,
-            optimizer=optimizer.state_dict(),
-            step=clock.step,
-            spent=clock.spent,
-            scale=scale,
-        )
-
-    saved, running = clock.spent, 0.0
-    for step in clock.ticks():
+    def loss_of(step: int, rng: torch.Generator) -> Tensor:
         if step % GROW_EVERY == 0:
             for pool in pools:
                 pool.grow(autoencoder, text)
-        rng = generator(arguments.seed, step)
         latents, states, mask = pick_batch(pools, shares, empty, rng)
-        rate = arguments.learning_rate * warm_cosine(
-            clock.progress, step, warmup=100, hold=arguments.hold
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        # At this size the plain attention kernel is the faster one backwards.
-        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
-            loss = flow_loss(model, latents * scale, states, mask, rng)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        average.update(model, step)
-        running = loss.item() if step == 0 else 0.98 * running + 0.02 * loss.item()
-        if step % 100 == 0:
-            print(f"step {step} {clock.spent:.0f}s loss {running:.4f} lr {rate:.2e}", flush=True)
-        if clock.spent - saved > SAVE_EVERY_SECONDS:
-            saved = clock.spent
-            save()
-    save()
-    print(f"done after {clock.step} steps, loss {running:.4f}", flush=True)
+        return flow_loss(model, latents * scale, states, mask, rng)
+
+    training.run(loss_of, scale=scale)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,9 @@ def _place_source(request: VideoRequest, clip: Clip, video: Tensor, mask: Tensor
     made = torch.zeros(1, len(shown), *size)
     if request.mask is not None:
         made = _mask(request.mask, clip, shown, size)
-    video[:, : len(shown), top:bottom, left:right] = frames * (1 - made)
+    # Where something is to be made, a control video that lies there already may guide it.
+    region = video[:, : len(shown), top:bottom, left:right]
+    region.copy_(frames * (1 - made) + region * made)
     mask[:, : len(shown), top:bottom, left:right] = made
 
 

@@ -144,6 +144,18 @@ def test_a_control_and_a_first_frame_compose():
     assert canvas.mask[0].amax((1, 2)).tolist() == [0] + [1] * 8
 
 
+def test_a_control_guides_what_a_mask_asks_to_be_made():
+    source, guide = clip(), clip(seed=1)
+    white = np.zeros((1, 16, 32, 3), dtype=np.uint8)
+    white[:, 4:8, 10:20] = 255
+    canvas = paint(request(video=source, mask=Clip(white, 16.0), control_video=guide))
+    made = torch.zeros(9, 16, 32, dtype=torch.bool)
+    made[:, 4:8, 10:20] = True
+    assert canvas.mask[0].bool().equal(made)
+    torch.testing.assert_close(canvas.video[:, made], in_model_range(guide.frames)[:, made])
+    torch.testing.assert_close(canvas.video[:, ~made], in_model_range(source.frames)[:, ~made])
+
+
 def test_a_short_source_leaves_the_frames_after_it_to_the_model():
     canvas = paint(request(video=clip(count=4), mask=plain(0)))
     assert canvas.mask[0].amax((1, 2)).tolist() == [0] * 4 + [1] * 5

@@ -14,6 +14,7 @@ from models.catalogue import describe, discover
 from models.errors import CheckpointError, UnsupportedCheckpoint
 from models.wan.checkpoint import WanVaceCheckpoint
 from models.wan.pipeline import WanVacePipeline
+from models.wan.spec import NEGATIVE_PROMPT
 from models.wan.transformer_names import to_original
 from models.weights.gguf.convert import convert_to_gguf
 from models.weights.gguf.recipe import FileType
@@ -48,6 +49,7 @@ def test_a_diffusers_folder_is_described_by_its_own_configuration(tmp_path: Path
     assert (spec.video.num_frames.default, spec.video.fps.default) == (81, 16.0)
     assert spec.video.flow_shift.default == 3.0
     assert spec.video.num_conditioning_scales == 1
+    assert spec.negative_prompt == NEGATIVE_PROMPT
 
 
 def test_shared_files_are_found_by_what_they_are(plain_folder: Path):

@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from models.errors import CheckpointError
 from models.wan.prompt_cleaning import clean_prompt
-from models.wan.text_encoder import NEGATIVE_PROMPT, WanTextEncoder
+from models.wan.spec import NEGATIVE_PROMPT
+from models.wan.text_encoder import WanTextEncoder
 from models.wan.umt5 import Umt5Encoder
 from tests.models.runs import relative_error
 from tests.models.wan.tiny_umt5 import END, make_reference, write_tokenizer

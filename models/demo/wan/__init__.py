@@ -1,0 +1,1 @@
+"""The video demo: scripts that train it, and the judge of its clips."""

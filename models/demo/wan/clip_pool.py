@@ -1,0 +1,139 @@
+"""The transformer's training set: clips as latents, each with the context of one task.
+
+`python -m models.demo.wan.clip_pool --autoencoder DIR --out DIR --shards 8` encodes clips with the
+finished encoder and leaves shards on disk; several processes may fill one folder. A `Pool` reads
+them, also those that appear while the training runs. Captions are not kept: they are worded anew
+whenever a sample is drawn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.demo.training import load_state, save_state
+from models.demo.wan.captions import random_motion
+from models.demo.wan.clip_judge import Motion
+from models.demo.wan.clips import draw_references, draw_scenes, random_scene
+from models.demo.wan.tasks import TASKS, Task, cover, empty_canvas
+from models.wan.autoencoder_loading import load_autoencoder
+from models.wan.vace_context import ContextBuilder, Encoder
+
+SHARD = 256
+_REFERENCE_RADII = (14.0, 26.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """Normalised latents [B, 16, T, 8, 8] and contexts [B, 96, T, 8, 8] of a batch, float32.
+
+    With a reference T is one more, and the first latent is the reference's.
+    """
+
+    latents: Tensor
+    contexts: Tensor
+    tasks: list[Task | None]
+    motions: list[Motion]
+    sizes: list[str]
+
+
+@torch.no_grad()
+def make_shard(encode: Encoder, seed: int) -> dict[str, object]:
+    """SHARD samples, drawn and encoded, as plain values for a state file."""
+    rng = random.Random(f"clip pool {seed}")
+    builder = ContextBuilder(encode)
+    rows: dict[str, list[object]] = {"latents": [], "contexts": [], "tasks": [], "names": []}
+    for index in range(SHARD):
+        motion, size = random_motion(rng)
+        scene = random_scene(motion, size, rng)
+        clip = draw_scenes([scene])[0]
+        reference = draw_references([scene], [rng.uniform(*_REFERENCE_RADII)])[0]
+        task = TASKS[index % len(TASKS)]
+        context = builder.build(cover(task, clip, reference, scene, rng))[0]
+        latents = encode(clip[None])[0]
+        if task == "reference":
+            latents = torch.cat([context[:16, :1], latents], dim=1)
+        rows["latents"].append(latents.bfloat16())
+        rows["contexts"].append(context.bfloat16())
+        rows["tasks"].append(task)
+        rows["names"].append([*astuple(motion), size])
+    return dict(rows)
+
+
+class Pool:
+    """All samples of the shards in a folder, those with a reference apart from the others."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._read: set[Path] = set()
+        self._latents: dict[bool, list[Tensor]] = {False: [], True: []}
+        self._contexts: dict[bool, list[Tensor]] = {False: [], True: []}
+        self._about: dict[bool, list[tuple[Task, Motion, str]]] = {False: [], True: []}
+        self.empty_context = load_state(folder / "empty.state")["context"].float()
+        self.refresh()
+
+    def __len__(self) -> int:
+        return sum(len(rows) for rows in self._about.values())
+
+    def refresh(self) -> None:
+        """Read the shards that have appeared since."""
+        for path in sorted(self._folder.glob("shard-*.state")):
+            if path in self._read:
+                continue
+            self._read.add(path)
+            shard = load_state(path)
+            for latents, context, task, names in zip(
+                shard["latents"], shard["contexts"], shard["tasks"], shard["names"], strict=True
+            ):
+                kind = task == "reference"
+                self._latents[kind].append(latents)
+                self._contexts[kind].append(context)
+                self._about[kind].append((task, Motion(*names[:4]), names[4]))
+
+    def sample(self, count: int, rng: torch.Generator, *, with_reference: bool) -> Samples:
+        """Random samples of one length."""
+        latents, contexts = self._latents[with_reference], self._contexts[with_reference]
+        rows = torch.randint(len(latents), (count,), generator=rng).tolist()
+        about = [self._about[with_reference][row] for row in rows]
+        return Samples(
+            torch.stack([latents[row] for row in rows]).float(),
+            torch.stack([contexts[row] for row in rows]).float(),
+            [task for task, _, _ in about],
+            [motion for _, motion, _ in about],
+            [size for _, _, size in about],
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Fill the pool of the video demo's training.")
+    parser.add_argument("--autoencoder", type=Path, required=True, help="its checkpoint folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the shards")
+    parser.add_argument("--shards", type=int, required=True, help=f"of {SHARD} clips each")
+    parser.add_argument("--first", type=int, default=0, help="number of the first shard")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    out: Path = arguments.out
+    out.mkdir(parents=True, exist_ok=True)
+    autoencoder = load_autoencoder(arguments.autoencoder, device=torch.device("cpu"))
+
+    def encode(video: Tensor) -> Tensor:
+        return autoencoder.normalize(autoencoder.encode(video, latents_at_once=2))
+
+    with torch.no_grad():
+        empty = ContextBuilder(encode).build(empty_canvas())[0]
+    save_state(out / "empty.state", context=empty.bfloat16())
+    for number in range(arguments.first, arguments.first + arguments.shards):
+        path = out / f"shard-{number:04d}.state"
+        if not path.exists():
+            save_state(path, **make_shard(encode, number))
+            print(f"{path.name} written", flush=True)
+
+
+if __name__ == "__main__":
+    main()
