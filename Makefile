@@ -11,6 +11,8 @@ PIP_FLAGS ?= --disable-pip-version-check --no-compile --quiet --progress-bar off
 
 PROMPT ?= a red circle on a blue background
 PICTURE ?= demo-output/red-circle-on-blue.png
+CLIP_PROMPT ?= a red circle moving right on a blue background
+CLIP ?= demo-output/red-circle-moving-right.mp4
 
 CODE := bench config denoised jobs models server tests workers
 # One test process per core: most tests wait for servers and subprocesses they started.
@@ -25,9 +27,9 @@ help: ## show this list
 
 setup: $(VENV)/.stamp-dev ## install everything for work on the code, tests and linters included
 
-demo: $(VENV)/.stamp-run ## install, start a server, make one picture through it
-	@mkdir -p $(dir $(PICTURE))
-	@$(BIN)/denoised run sana-demo "$(PROMPT)" --output "$(PICTURE)"
+demo: $(VENV)/.stamp-run ## install, start a server, make a picture and a clip through it
+	@$(BIN)/denoised demo --prompt "$(PROMPT)" --picture "$(PICTURE)" \
+		--clip-prompt "$(CLIP_PROMPT)" --clip "$(CLIP)"
 
 serve: $(VENV)/.stamp-run ## run the server on http://127.0.0.1:8000 until Ctrl-C
 	@exec $(BIN)/denoised serve

@@ -3,9 +3,9 @@
 Small valid files, written by the `gguf` package, are damaged: bits flipped, length fields set to
 extremes, pieces cut, repeated, moved or taken from another file. Each case must end in a typed
 error of one line that names the file, or in a header whose tensors all lie inside the file, alone;
-what loads is also mapped, and the ends of every tensor are read. The program stops with a traceback
-at the first case that does anything else, takes a second, or allocates more than twice the file and
-a constant; otherwise it prints what was seen in one line.
+what loads is also inspected and mapped, and the ends of every tensor are read. The program stops
+with a traceback at the first case that does anything else, takes a second, or allocates more than
+twice the file and a constant; otherwise it prints what was seen in one line.
 
 Seconds are by the clock, which a busy machine stretches at random. A case is the same each time, so
 one that took a second is run again and counted as repeated; it fails if it never takes less.
@@ -34,7 +34,7 @@ from models.errors import CheckpointError
 from models.weights.gguf.file import GgufFile
 from models.weights.gguf.format import QuantType
 from models.weights.gguf.header import GgufHeader, read_header
-from models.weights.gguf.identify import identify
+from models.weights.gguf.inspection import inspect_gguf
 
 WHERE = "case.gguf"
 MOST_SECONDS = 1.0
@@ -127,13 +127,15 @@ def check(data: bytes, folder: Path) -> GgufHeader | CheckpointError:
         assert message.isprintable(), message
         assert len(message) < LONGEST_MESSAGE, message
         return error
-    identify(header)
     end = header.data_offset
     for info in sorted(header.tensors, key=lambda info: info.offset):
         assert end <= info.offset <= info.offset + info.nbytes <= len(data), info
         end = info.offset + info.nbytes
     path = folder / WHERE
     path.write_bytes(data)
+    problem = inspect_gguf(path).problem or ""
+    assert problem.isprintable(), problem
+    assert len(problem) < LONGEST_MESSAGE, problem
     with GgufFile.open(path) as file:
         for info in header.tensors:
             view = file.raw(info.name)

@@ -11,11 +11,12 @@
 // With the source distribution of stable-diffusion-cpp-python 0.4.7 unpacked, S its folder
 // vendor/stable-diffusion.cpp and B a build folder:
 //
-//   cmake -S $S -B $B -DCMAKE_BUILD_TYPE=Release -DSD_BUILD_EXAMPLES=OFF -DSD_WEBP=OFF -DSD_WEBM=OFF
+//   cmake -S $S -B $B -DCMAKE_BUILD_TYPE=Release -DSD_BUILD_EXAMPLES=OFF
 //   cmake --build $B
-//   g++ -O3 -march=native -std=c++17 -I$S -I$S/src -I$S/include -I$S/ggml/include -I$S/thirdparty
-//     bench/sdcpp_step.cpp -o sdcpp_step $B/libstable-diffusion.a
-//     $(find $B -name 'libggml*.a' -o -name 'libzip.a') -lgomp -lpthread -ldl
+//   g++ -O3 -march=native -std=c++17 -DGGML_MAX_NAME=128 -I$S/src -I$S/include -I$S/ggml/include
+//     -I$S/thirdparty bench/sdcpp_step.cpp -o sdcpp_step $B/libstable-diffusion.a
+//     $B/ggml/src/libggml.a $B/ggml/src/libggml-cpu.a $B/ggml/src/libggml-base.a
+//     -lgomp -lpthread -ldl
 
 #include <chrono>
 #include <fstream>
@@ -24,7 +25,6 @@
 #include <string>
 #include <vector>
 
-#include "ggml-cpu.h"
 #include "model.h"
 #include "wan.hpp"
 

@@ -108,7 +108,9 @@ class ModelSpec(BaseModel):
     residency: Residency | None = Field(
         default=None, description="How quantised weights rest in memory; None: by free memory."
     )
-    source: Path = Field(description="Checkpoint folder on this machine; never shown to clients.")
+    source: Path = Field(
+        description="Checkpoint folder or GGUF file on this machine; never shown to clients."
+    )
 
     @model_validator(mode="after")
     def _clips_have_limits(self) -> Self:

@@ -35,9 +35,10 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
-        default=("sana-demo",),
+        default=("sana-demo", "wan-vace-demo"),
         min_length=1,
-        description="Bundled ids or checkpoint folders, comma-separated in the environment.",
+        description="Bundled ids, checkpoint folders or GGUF files, comma-separated in the "
+        "environment.",
     )
     workers: int = Field(default=1, ge=1, le=64, description="Worker processes on this machine.")
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from denoised.commands import jobs, models, processes, recipe, run, serve
+from denoised.commands import demo, jobs, models, processes, recipe, run, serve
 from denoised.errors import ClientError, CommandError
 
 app = typer.Typer(
@@ -46,6 +46,7 @@ def _root(
 
 app.command("serve")(serve.serve)
 app.command("run")(run.run)
+app.command("demo")(demo.demo)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.command("recipe")(recipe.recipe)

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -54,30 +54,33 @@ def find_url(url: str | None, settings: Settings) -> str:
 
 @contextlib.contextmanager
 def connect(
-    url: str | None, model: str, settings: Settings, report: Report
+    url: str | None, model: str, settings: Settings, report: Report, *, also: Sequence[str] = ()
 ) -> Iterator[Connection]:
-    """A connection to a server that offers `model`.
+    """A connection to a server that offers `model`, and the models `also`, too.
 
     `report` receives short lines about what is being waited for. Raises CommandError or
     ClientError.
     """
+    models = (model, *also)
     if url is not None or instance.find(settings.data_dir.expanduser().absolute()):
         with Client(find_url(url, settings)) as client:
-            yield Connection(client, _id_at(client, model))
-    elif _offers(find_url(None, settings), model):
+            ids = [_id_at(client, name) for name in models]
+            yield Connection(client, ids[0])
+    elif _offers(find_url(None, settings), models):
         with Client(find_url(None, settings)) as client:
             yield Connection(client, model)
     else:
-        with _private_server(model, settings, report) as connection:
+        with _private_server(models, settings, report) as connection:
             yield connection
 
 
 def _id_at(client: Client, model: str) -> str:
-    """`model` itself if the server knows it, else the id that its folder has there."""
+    """`model` itself if the server knows it, else the id that its folder or file has there."""
     offered = [entry.id for entry in client.models().data]
-    folder_id = Path(model).expanduser().resolve().name.lower()
-    if model not in offered and folder_id in offered and Path(model).is_dir():
-        return folder_id
+    path = Path(model).expanduser().resolve()
+    path_id = (path.name if path.is_dir() else path.stem).lower()
+    if model not in offered and path_id in offered and path.exists():
+        return path_id
     if model not in offered:
         raise CommandError(
             f"the server at {client.url} does not offer {model!r}, but {', '.join(offered)}",
@@ -86,18 +89,20 @@ def _id_at(client: Client, model: str) -> str:
     return model
 
 
-def _offers(url: str, model: str) -> bool:
+def _offers(url: str, models: Sequence[str]) -> bool:
     with Client(url, timeout=PROBE_SECONDS) as client:
         try:
-            return any(entry.id == model for entry in client.models().data)
+            return {entry.id for entry in client.models().data}.issuperset(models)
         except ClientError:
             return False
 
 
 @contextlib.contextmanager
-def _private_server(model: str, settings: Settings, report: Report) -> Iterator[Connection]:
+def _private_server(
+    models: Sequence[str], settings: Settings, report: Report
+) -> Iterator[Connection]:
     data_dir = settings.data_dir.expanduser().absolute()
-    [spec] = discover_models(settings.model_copy(update={"models": (model,)}))
+    specs = discover_models(settings.model_copy(update={"models": tuple(models)}))
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         log_path = data_dir / "private-server.log"
@@ -109,7 +114,8 @@ def _private_server(model: str, settings: Settings, report: Report) -> Iterator[
             [
                 *(sys.executable, "-m", "denoised", "serve"),
                 *("--host", "127.0.0.1", "--port", "0"),
-                *("--data-dir", str(data_dir), "--model", model),
+                *("--data-dir", str(data_dir)),
+                *(part for model in models for part in ("--model", model)),
                 *("--die-with", str(os.getpid())),
             ],
             stdin=subprocess.DEVNULL,
@@ -121,9 +127,10 @@ def _private_server(model: str, settings: Settings, report: Report) -> Iterator[
     try:
         report("starting a private server")
         with Client(_await_start(process, data_dir, log_path)) as client:
-            report(f"loading {spec.id}")
-            _await_model(client, spec.id, process, log_path)
-            yield Connection(client, spec.id)
+            for spec in specs:
+                report(f"loading {spec.id}")
+                _await_model(client, spec.id, process, log_path)
+            yield Connection(client, specs[0].id)
     finally:
         _stop(process)
 

@@ -78,8 +78,9 @@ class VideoRequest:
     `video` is a source whose parts are kept where `mask` is black and made anew where it is white
     (one frame: for the whole clip), and around which `outpaint` makes more; `control_video` guides
     every frame (depth, pose, scribble, flow, grey, layout), turned grey first where `control` is
-    "grey"; `first_clip` and `last_clip` are kept as beginning and end (one frame each: first and
-    last frame); `reference_images`, one frame each, show what the clip is to contain.
+    "grey", and of `video` only what is made anew; `first_clip` and `last_clip` are kept as
+    beginning and end (one frame each: first and last frame); `reference_images`, one frame each,
+    show what the clip is to contain.
     `frame_policy` says how a source of another length is fitted: "trim" takes its first frames at
     the clip's rate, "resample" spreads all of it over the clip.
     """
@@ -125,10 +126,10 @@ class Generation(ABC):
 
     Generations with equal `batch_key` may share a step, each at its own timestep. `latents` has
     shape [num_images, channels, height, width], or [1, channels, latent frames, height, width] for
-    a clip, and dtype float32. `state_dict` holds all that a
-    step reads and that cannot be rebuilt cheaply from the request; after `load_state_dict` on a
-    freshly prepared generation of the same request the remaining steps are bit-identical to an
-    unbroken run in batches of the same composition.
+    a clip, and dtype float32. `state_dict` holds all that a step reads and that cannot be rebuilt
+    cheaply from the request; after `load_state_dict` on a freshly prepared generation of the same
+    request the remaining steps are bit-identical to an unbroken run in batches of the same
+    composition.
     """
 
     batch_key: Hashable

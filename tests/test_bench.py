@@ -5,13 +5,32 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import bench.run
-from bench import gpu_check
+from bench import fuzz_gguf, gguf_loading, gpu_check, gpu_check_wan, wan_gguf, wan_gguf_14b
 from bench.machine import host_kind
+from bench.sdcpp import SdcppStep
+from bench.synthetic_gguf import (
+    TINY,
+    VACE_1_3B,
+    VACE_14B,
+    planned_tensors,
+    random_blocks,
+    write_diffusers_config,
+    write_random_model,
+)
+from bench.wan_steps import Clip
+from models.wan.autoencoder_config import WanAutoencoderConfig
+from models.weights.gguf.dequantize import dequantize
+from models.weights.gguf.file import GgufFile
+from models.weights.gguf.format import BLOCK, QuantType
+from models.weights.gguf.recipe import FileType
+from models.weights.gguf.writer import PlannedTensor
 
 HERE = bench.run.FOLDER.parent
 
@@ -19,7 +38,8 @@ HERE = bench.run.FOLDER.parent
 def test_every_module_with_a_run_function_is_a_benchmark():
     names = bench.run.benchmark_names()
     assert "serving" in names
-    assert not {"run", "machine", "gpu_check"} & set(names)
+    assert {"fuzz_gguf", "wan_gguf", "wan_gguf_14b"} <= set(names)
+    assert not {"run", "machine", "gpu_check", "gpu_check_wan", "gguf_loading"} & set(names)
 
 
 def test_figures_become_aligned_tables():
@@ -93,3 +113,208 @@ def test_without_a_gpu_the_check_says_so_in_one_line():
     )
     assert result.returncode == 2
     assert result.stderr == "gpu-check: torch finds no CUDA device on this machine\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tiny_file(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    write_random_model(path, TINY, FileType.Q4_K_M)
+    return path
+
+
+@pytest.mark.parametrize("type", [type for type in QuantType if BLOCK[type][0] > 1])
+def test_random_blocks_make_weights_of_the_size_of_trained_ones(type):
+    tensor = PlannedTensor("blocks.0.ffn.0.weight", (64, 2048), type)
+    data = random_blocks(tensor, np.random.default_rng(0))
+    weights = dequantize(data.view(64, -1), type, dtype=torch.float32)
+    # 131,072 draws: the factors are rough by a few percent, chance adds less.
+    assert weights.std().item() == pytest.approx(0.02, rel=0.1)
+    # Half a step of the coarsest type, whose levels are -8 to 7.
+    assert abs(weights.mean().item()) < 0.003
+
+
+def test_norms_of_a_random_model_are_near_one_and_the_rest_near_zero(tiny_file):
+    with GgufFile.open(tiny_file) as file:
+        norm = file.raw("blocks.0.norm3.weight").view(torch.float32)
+        bias = file.raw("blocks.0.norm3.bias").view(torch.float32)
+    assert abs(norm.mean().item() - 1) < 0.01
+    assert abs(bias.mean().item()) < 0.01
+
+
+@pytest.mark.parametrize(
+    ("config", "file_type", "gigabytes", "parameters"),
+    [
+        # Sizes as published: 17.3 billion weights make 11.6 GB.
+        (VACE_14B, FileType.Q4_K_M, 11.6, 17.34e9),
+        (VACE_1_3B, FileType.Q8_0, 2.30, 2.15e9),
+        (VACE_1_3B, FileType.Q4_K_M, 1.45, 2.15e9),
+    ],
+)
+def test_full_size_plans_have_the_published_sizes(config, file_type, gigabytes, parameters):
+    plan = planned_tensors(config, file_type)
+    assert sum(tensor.elements for tensor in plan) == pytest.approx(parameters, rel=0.01)
+    assert sum(tensor.nbytes for tensor in plan) / 1e9 == pytest.approx(gigabytes, rel=0.02)
+
+
+@pytest.mark.parametrize("way", gguf_loading.WAYS)
+def test_each_way_of_loading_is_measured(tiny_file, tmp_path, way):
+    figures = gguf_loading.measure(way, tiny_file, write_diffusers_config(tmp_path, TINY))
+    assert figures["way"] == way
+    assert figures["seconds"] > 0
+    assert figures["peak_of_file"] >= figures["growth_of_file"] >= 0
+
+
+def test_loading_is_measured_in_a_process_of_its_own(tiny_file, tmp_path):
+    own_peak = gguf_loading.peak_bytes() / 1e6
+    figures = gguf_loading.measure_apart("open", tiny_file, tmp_path)
+    assert 0 < figures["peak_mb"] < own_peak
+
+
+DRIVER = """#!{python}
+import sys, time
+import numpy as np
+model, inputs, output, *sizes = sys.argv[1:]
+assert model.endswith("Q8_0.gguf") and sizes == ["2", "4", "4", "1"]
+places = 2 * 4 * 4
+values = np.fromfile(inputs, np.float32)
+assert len(values) == (16 + 96) * places + 512 * {text_dim} + 1 and values[-1] == 700
+print("ready 0.25", flush=True)
+for line in sys.stdin:
+    values[: 16 * places].tofile(output)
+    print("0.1", flush=True)
+"""
+
+
+@pytest.fixture
+def driver(tmp_path) -> Path:
+    """Answers as the driver of stable-diffusion.cpp does; its velocity is the latents."""
+    path = tmp_path / "driver"
+    path.write_text(DRIVER.format(python=sys.executable, text_dim=TINY.text_dim))
+    path.chmod(0o755)
+    return path
+
+
+def test_stepping_pairs_both_files_with_each_peer(monkeypatch, driver):
+    monkeypatch.setattr(
+        wan_gguf, "measure_apart", lambda way, path, config: {"way": way, "peak_of_file": 1.0}
+    )
+    figures = wan_gguf.run(1, config=TINY, latents=(2, 4, 4), sdcpp=driver)
+    assert figures["tokens"] == 8
+    assert [row["file"] for row in figures["files"]] == ["Q8_0", "Q4_K_M"]
+    assert len(figures["loading"]) == 2 * len(gguf_loading.WAYS) + 1
+    assert figures["loading"][-1]["seconds"] == 0.25
+    pairs = {(row["ours"], row["peer"]): row for row in figures["against_peers"]}
+    assert set(pairs) == {
+        ("Q8_0 packed", "Q8_0 diffusers"),
+        ("bf16", "Q8_0 diffusers"),
+        ("Q4_K_M packed", "Q4_K_M diffusers"),
+        ("Q8_0 packed", "Q8_0 stable-diffusion.cpp"),
+        ("bf16", "Q8_0 stable-diffusion.cpp"),
+    }
+    for (_, peer), row in pairs.items():
+        if peer.endswith("diffusers"):
+            # Both round to bfloat16, in places of their own.
+            assert row["difference"] < 0.02
+            assert row["ratio"] > 0
+
+
+def test_a_driver_that_ends_early_is_an_error(tmp_path):
+    clip = Clip(TINY, (1, 4, 4))
+    with pytest.raises(RuntimeError, match="the driver ended with status 0"):
+        SdcppStep(Path("/bin/true"), tmp_path / "none.gguf", clip, 1)
+
+
+def test_the_large_model_loads_and_steps_in_a_process_of_its_own(tmp_path):
+    figures = wan_gguf_14b.run(config=TINY, latents=(1, 4, 4), folder=tmp_path)
+    assert figures["tokens"] == 4
+    assert figures["tensors"] == len(planned_tensors(TINY, FileType.Q4_K_M))
+    assert figures["step_seconds"] > 0
+    assert figures["peak_mb"] >= figures["load_peak_mb"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_large_model_is_skipped_where_the_disk_has_no_room(tmp_path, monkeypatch):
+    usage = type("usage", (), {"free": 1_000_000_000})
+    monkeypatch.setattr(wan_gguf_14b.shutil, "disk_usage", lambda path: usage)
+    figures = wan_gguf_14b.run(folder=tmp_path)
+    assert figures == {"skipped": "takes 11.6 GB of disk, 1.0 GB are free"}
+
+
+def test_the_fuzzer_reports_what_it_saw():
+    figures = fuzz_gguf.run(cases=50, seed=1)
+    assert sum(figures["outcomes"].values()) == figures["cases"] == 50
+    assert figures["seed"] == 1
+
+
+@pytest.fixture
+def cpu(monkeypatch) -> torch.device:
+    monkeypatch.setattr(gpu_check, "ROUNDS", 1)
+    return torch.device("cpu")
+
+
+def test_the_gpu_check_compares_every_block_type(cpu):
+    figures = gpu_check_wan.check_kernels(cpu, rows=16, columns=256)
+    assert len(figures["types"]) == 12
+    assert gpu_check.agrees(figures)
+
+
+def test_the_gpu_check_sees_a_kernel_that_is_off(cpu, monkeypatch):
+    correct = gpu_check_wan.PackedLinear.dequantized
+    monkeypatch.setattr(
+        gpu_check_wan.PackedLinear, "dequantized", lambda *a: correct(*a).mul_(1 + 1e-6)
+    )
+    assert not gpu_check.agrees(gpu_check_wan.check_kernels(cpu, rows=16, columns=256))
+
+
+def test_the_gpu_check_compares_8_bit_products(cpu):
+    assert gpu_check.agrees(gpu_check_wan.check_fp8(cpu, rows=32, columns=64))
+
+
+def test_the_gpu_check_steps_every_residency_beside_diffusers(cpu):
+    figures = gpu_check_wan.check_steps(cpu, TINY, FileType.Q4_K_M, {"short": ((1, 4, 4), 1)})
+    rows = {row["variant"]: row for row in figures["steps"]}
+    assert set(rows) == {"bf16", "packed", "fp8", "diffusers"}
+    # The same numbers reach the same product.
+    assert rows["packed"]["difference"] == 0
+    assert 0 < rows["diffusers"]["difference"] < 0.02
+    assert 0 < rows["fp8"]["difference"] < 0.2
+    assert gpu_check.agrees(figures)
+
+
+def test_the_gpu_check_times_attention_and_names_backends_that_refuse(cpu):
+    rows = gpu_check_wan.time_attention(cpu, heads=1, lengths=(16,))["attention"]
+    by_backend = {row["backend"]: row for row in rows}
+    assert by_backend["default"]["ms"] > 0
+    assert by_backend["CUDNN_ATTENTION"]["refused"]
+
+
+def test_the_gpu_check_decodes_beside_diffusers(cpu):
+    config = WanAutoencoderConfig(base_dim=8, dim_mult=(1, 1, 1, 1), num_res_blocks=1)
+    figures = gpu_check_wan.check_autoencoder(cpu, config, (2, 4, 4), 1, (1, 2))
+    assert [row["variant"] for row in figures["decode"]] == [
+        "ours, 1 at once",
+        "ours, 2 at once",
+        "diffusers",
+    ]
+    assert gpu_check.agrees(figures)
+
+
+def test_one_part_that_is_off_fails_the_check():
+    sound = {"rows": [{"ok": True}, {"ms": 1.0}], "ok": True}
+    assert gpu_check.agrees([sound, {"part": sound}])
+    assert not gpu_check.agrees([sound, {"part": {"rows": [{"ok": False}]}}])
+
+
+def test_the_gpu_check_refuses_an_unknown_part(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "sana", "wan_2"])
+    with pytest.raises(SystemExit):
+        gpu_check.main()
+    assert "no such part: wan_2" in capsys.readouterr().err

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from denoised.errors import CommandError
+from denoised.sizes import format_size
 
 if TYPE_CHECKING:
     from models.weights.gguf.inspection import Architecture, Inspection
@@ -40,7 +41,9 @@ def inspect(
     typer.echo()
     typer.echo(f"{'type':8}{'tensors':>9}{'elements':>17}{'size':>11}")
     for type_, use in found.types.items():
-        typer.echo(f"{type_.name:8}{use.tensors:>9,}{use.elements:>17,}{_size(use.nbytes):>11}")
+        typer.echo(
+            f"{type_.name:8}{use.tensors:>9,}{use.elements:>17,}{format_size(use.nbytes):>11}"
+        )
 
 
 def _summary(file: Path, found: Inspection) -> list[tuple[str, str]]:
@@ -49,7 +52,7 @@ def _summary(file: Path, found: Inspection) -> list[tuple[str, str]]:
     identity, header = found.identity, found.header
     stated = shown(identity.architecture) if identity.architecture is not None else "not stated"
     rows = [
-        ("file", f"{file}, {_size(found.file_bytes)}"),
+        ("file", f"{file}, {format_size(found.file_bytes)}"),
         ("holds", identity.kind.value),
         ("architecture", stated),
     ]
@@ -61,7 +64,7 @@ def _summary(file: Path, found: Inspection) -> list[tuple[str, str]]:
         rows.append(("problem", found.problem))
     if found.architecture is not None:
         rows += _architecture(found.architecture)
-    memory = ", ".join(f"{mode} {_size(nbytes)}" for mode, nbytes in found.memory.items())
+    memory = ", ".join(f"{mode} {format_size(nbytes)}" for mode, nbytes in found.memory.items())
     return [*rows, ("memory", memory)]
 
 
@@ -91,13 +94,6 @@ def _listed(items: list[str]) -> str:
         return "none"
     more = f", and {len(items) - _NAMES_SHOWN} more" if len(items) > _NAMES_SHOWN else ""
     return f"{len(items)}: {', '.join(items[:_NAMES_SHOWN])}{more}"
-
-
-def _size(nbytes: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
-        if nbytes >= size:
-            return f"{nbytes / size:.2f} {unit}"
-    return f"{nbytes} bytes"
 
 
 def _as_json(file: Path, found: Inspection) -> dict[str, Any]:

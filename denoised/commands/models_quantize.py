@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from denoised.errors import CommandError
+from denoised.sizes import format_size
 
 
 def quantize(
@@ -64,12 +65,8 @@ def quantize(
         except CheckpointError as error:
             raise CommandError(str(error)) from None
     used = ", ".join(f"{count} {type_.name}" for type_, count in result.types.items())
-    typer.echo(f"{destination}: {_size(result.file_bytes)}, tensors: {used}")
+    typer.echo(f"{destination}: {format_size(result.file_bytes)}, tensors: {used}")
     typer.echo(
-        f"{_size(result.source_bytes)} read, "
+        f"{format_size(result.source_bytes)} read, "
         f"ratio {result.file_bytes / result.source_bytes:.3f} to the source"
     )
-
-
-def _size(nbytes: int) -> str:
-    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.2f} MB"

@@ -59,9 +59,12 @@ class SampledGeneration(Generation):
                 )
             if not tensor.isfinite().all():
                 raise ValueError(f"{name} is not finite")
-        if state["step_index"].numel() != 1:
-            raise ValueError(f"step_index has {state['step_index'].numel()} elements, expected 1")
-        step_index = int(state["step_index"].item())
+        counter = state["step_index"]
+        if counter.numel() != 1 or counter.dtype != torch.int64:
+            raise ValueError(
+                f"step_index is {counter.dtype} {list(counter.shape)}, expected one torch.int64"
+            )
+        step_index = int(counter.item())
         if not 0 <= step_index <= self.num_steps:
             raise ValueError(f"step_index is {step_index}, expected 0..{self.num_steps}")
         device = self.latents.device

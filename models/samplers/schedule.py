@@ -91,7 +91,8 @@ def _check(num_inference_steps: int, shift: float) -> None:
 
 def _shift(sigma: float, shift: float) -> float:
     """Move a noise level towards 1 for shift > 1 (Esser et al., arXiv:2403.03206, sec. 5.3)."""
-    return shift * sigma / (1 + (shift - 1) * sigma)
+    # Rounding may lift pure noise above itself.
+    return min(1.0, shift * sigma / (1 + (shift - 1) * sigma))
 
 
 def _lowest_training_sigma(shift: float) -> float:

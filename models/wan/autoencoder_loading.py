@@ -18,17 +18,22 @@ from models.weights.skeleton import skeleton
 
 
 def load_autoencoder(
-    path: Path, *, device: torch.device, dtype: torch.dtype = torch.float32
+    path: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    variant: str | None = None,
 ) -> WanAutoencoder:
     """The autoencoder at `path`, frozen: a folder, or a `.safetensors` or `.pth` file.
 
-    Raises CheckpointError and UnsupportedCheckpoint, one line that names the file and the tensors
-    or the option at fault. A `.pth` file is read as data only; no code in it is run.
+    `variant` chooses among the copies in a folder. Raises CheckpointError and
+    UnsupportedCheckpoint, one line that names the file and the tensors or the option at fault. A
+    `.pth` file is read as data only; no code in it is run.
     """
     config = None
     files: tuple[Path, ...] = (path,)
     if path.is_dir():
-        files = weight_files(path)
+        files = weight_files(path, variant)
         config_path = path / "config.json"
         try:
             config = WanAutoencoderConfig.from_json(read_json_object(config_path))

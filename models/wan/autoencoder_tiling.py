@@ -1,8 +1,7 @@
 """Encoding and decoding tile by tile, for devices that cannot hold a whole frame's activations.
 
 Tiles overlap and fade into each other, so that seams do not show; the result is close to that of a
-whole frame, not equal, since attention sees one tile at a time. Between two tiles the caller gets
-control back, to look whether the work is still wanted.
+whole frame, not equal, since attention sees one tile at a time.
 """
 
 from __future__ import annotations
@@ -36,39 +35,18 @@ class Tiles:
             )
 
 
-def decode_tiled(
-    autoencoder: WanAutoencoder,
-    latents: Tensor,
-    tiles: Tiles,
-    *,
-    on_tile: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """`autoencoder.decode`, tile by tile; `on_tile` is called before each and may raise."""
-
-    def decode(tile: Tensor) -> Tensor:
-        on_tile()
-        return autoencoder.decode(tile)
-
+def decode_tiled(autoencoder: WanAutoencoder, latents: Tensor, tiles: Tiles) -> Tensor:
+    """`autoencoder.decode`, tile by tile."""
     side, stride = tiles.side // PIXELS_PER_LATENT, tiles.stride // PIXELS_PER_LATENT
-    return _tiled(decode, latents, side, stride, tiles.side - tiles.stride, tiles.stride)
+    overlap = tiles.side - tiles.stride
+    return _tiled(autoencoder.decode, latents, side, stride, overlap, tiles.stride)
 
 
-def encode_tiled(
-    autoencoder: WanAutoencoder,
-    video: Tensor,
-    tiles: Tiles,
-    *,
-    on_tile: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """`autoencoder.encode`, tile by tile; `on_tile` is called before each and may raise."""
-
-    def encode(tile: Tensor) -> Tensor:
-        on_tile()
-        return autoencoder.encode(tile)
-
+def encode_tiled(autoencoder: WanAutoencoder, video: Tensor, tiles: Tiles) -> Tensor:
+    """`autoencoder.encode`, tile by tile."""
     kept = tiles.stride // PIXELS_PER_LATENT
     overlap = tiles.side // PIXELS_PER_LATENT - kept
-    return _tiled(encode, video, tiles.side, tiles.stride, overlap, kept)
+    return _tiled(autoencoder.encode, video, tiles.side, tiles.stride, overlap, kept)
 
 
 def _tiled(

@@ -24,6 +24,9 @@ from models.weights.safetensors_header import read_shapes
 
 PIPELINE_CLASS = "WanVACEPipeline"
 
+# Brings a map from latents to colours, see `models.sana.preview`, which loads the tensor library.
+_PREVIEW_FILE = "preview.safetensors"
+
 # The official commands for VACE shift this far; a diffusers folder says its own.
 _OFFICIAL_SHIFT = 16.0
 
@@ -32,16 +35,46 @@ _SAMPLERS = {
     "DPMSolverMultistepScheduler": "dpm-solver++",
     "FlowMatchEulerDiscreteScheduler": "flow-euler",
 }
-_SOLVER_OPTIONS: Mapping[str, Any] = {
+# Options that change the schedule or the solver: the value this code computes, which is also the
+# default where a configuration does not mention the option.
+_SCHEDULE_OPTIONS: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
-    "solver_order": 2,
-    "thresholding": False,
-    "lower_order_final": True,
-    "final_sigmas_type": "zero",
+    "use_dynamic_shifting": False,
     "use_karras_sigmas": False,
     "use_exponential_sigmas": False,
     "use_beta_sigmas": False,
 }
+_SOLVER_OPTIONS: Mapping[str, Any] = {
+    **_SCHEDULE_OPTIONS,
+    "solver_order": 2,
+    "thresholding": False,
+    "lower_order_final": True,
+    "final_sigmas_type": "zero",
+}
+_OPTIONS: Mapping[str, Mapping[str, Any]] = {
+    "unipc": {
+        **_SOLVER_OPTIONS,
+        "solver_type": "bh2",
+        "predict_x0": True,
+        "disable_corrector": [],
+        "solver_p": None,
+    },
+    "dpm-solver++": {
+        **_SOLVER_OPTIONS,
+        "algorithm_type": "dpmsolver++",
+        "solver_type": "midpoint",
+        "euler_at_final": False,
+        "use_lu_lambdas": False,
+    },
+    "flow-euler": {
+        **_SCHEDULE_OPTIONS,
+        "invert_sigmas": False,
+        "shift_terminal": None,
+        "stochastic_sampling": False,
+    },
+}
+# Those that default to another kind of model, so that they must be said.
+_FLOW_OPTIONS: Mapping[str, Any] = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 
 
 @dataclass(frozen=True)
@@ -108,6 +141,7 @@ def _transformer(folder: Path) -> Path:
         path
         for path in sorted(folder.iterdir())
         if path.suffix in (".gguf", ".safetensors")
+        and path.name != _PREVIEW_FILE
         and not _is_text_encoder(path)
         and not _is_autoencoder(path)
     ]
@@ -145,7 +179,8 @@ def _is_text_encoder(path: Path) -> bool:
 
 
 def _is_autoencoder(path: Path) -> bool:
-    return path.suffix == ".safetensors" and "vae" in path.name.lower().replace("vace", "")
+    name = path.name.lower().replace("vace", "")
+    return path.suffix in (".safetensors", ".pth") and "vae" in name
 
 
 def _read_config(folder: Path, transformer: Path) -> WanVaceConfig:
@@ -185,22 +220,12 @@ def _read_scheduler(path: Path) -> tuple[str, float]:
         )
     sampler = _SAMPLERS[found]
     shift_key = "shift" if sampler == "flow-euler" else "flow_shift"
+    options = {key: (config.get(key, value), value) for key, value in _OPTIONS[sampler].items()}
     if sampler != "flow-euler":
-        expected: dict[str, Any] = {
-            **{key: config.get(key, value) for key, value in _SOLVER_OPTIONS.items()},
-            "prediction_type": config.get("prediction_type"),
-            "use_flow_sigmas": config.get("use_flow_sigmas"),
-        }
-        wanted = {
-            **_SOLVER_OPTIONS,
-            "prediction_type": "flow_prediction",
-            "use_flow_sigmas": True,
-        }
-        for key, value in wanted.items():
-            if expected[key] != value:
-                raise UnsupportedCheckpoint(
-                    f"{path}: {key} is {expected[key]!r}, supported: {value!r}"
-                )
+        options |= {key: (config.get(key), value) for key, value in _FLOW_OPTIONS.items()}
+    for key, (value, supported) in options.items():
+        if value != supported:
+            raise UnsupportedCheckpoint(f"{path}: {key} is {value!r}, supported: {supported!r}")
     shift = config.get(shift_key, 1.0)
     if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < 1e4:
         raise CheckpointError(f"{path}: {shift_key} is {shift!r}, expected a number in 0..10000")

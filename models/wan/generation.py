@@ -72,14 +72,17 @@ class BatchConditioning:
 
     def __init__(self, members: Sequence[WanVaceGeneration]) -> None:
         self.serials = serials_of(members)
-        text = TextConditioning.cat([member.text for member in members])
         branches = 2 if members[0].is_guided else 1
-        rows = [
-            [member * branches + branch for member in range(len(members))]
-            for branch in range(branches)
-        ]
-        self.text = text.index([row for branch in rows for row in branch])
-        self.context = torch.cat([member.context for member in members])
+        # One member alone lends its tensors: copies of a large clip's would take a gigabyte.
+        self.text, self.context = members[0].text, members[0].context
+        if len(members) > 1:
+            rows = [
+                member * branches + branch
+                for branch in range(branches)
+                for member in range(len(members))
+            ]
+            self.text = TextConditioning.cat([member.text for member in members]).index(rows)
+            self.context = torch.cat([member.context for member in members])
         self.scales = torch.cat([member.scales for member in members])
         self._times = [member.time for member in members]
         self.guidance_scale: Tensor | None = None

@@ -26,9 +26,9 @@ from models.samplers.sampled_generation import take_step
 from models.sana.preview import LatentPreview
 from models.wan.autoencoder import WanAutoencoder
 from models.wan.autoencoder_loading import load_autoencoder
-from models.wan.autoencoder_tiling import Tiles, decode_tiled
 from models.wan.canvas import paint
 from models.wan.checkpoint import WanVaceCheckpoint
+from models.wan.clip_coding import decode_clip, encode_clip
 from models.wan.generation import (
     BatchConditioning,
     WanVaceGeneration,
@@ -36,13 +36,9 @@ from models.wan.generation import (
     own,
     serials_of,
 )
-from models.wan.latent_shape import (
-    FRAMES_PER_LATENT,
-    LATENT_CHANNELS,
-    PIXELS_PER_LATENT,
-    latent_frames,
-)
-from models.wan.placement import plan_placement
+from models.wan.latent_shape import LATENT_CHANNELS, PIXELS_PER_LATENT, latent_frames
+from models.wan.placement import plan_placement, resting_form
+from models.wan.request_check import check_request
 from models.wan.text_encoder import WanTextEncoder
 from models.wan.transformer import TimeModulation, WanVaceTransformer
 from models.wan.transformer_loading import load_transformer
@@ -52,9 +48,6 @@ from models.weights.offload import offload
 # Above so many tokens of one clip a device is busy with a single row, and doing the two halves of
 # guidance one after the other costs no time but halves the activations.
 _TOKENS_TOGETHER = 8192
-
-# Pixels of frames that the autoencoder works on at once.
-_PIXELS_AT_ONCE = 4 * 832 * 480
 
 _PREVIEW_FRAMES = 4
 
@@ -108,6 +101,7 @@ class WanVacePipeline:
             dtype=dtype,
             residency=plan.mode,
             config=checkpoint.config,
+            variant=spec.variant,
         )
         if plan.offload_layers:
             _offload(transformer, device, plan.offload_layers)
@@ -117,15 +111,14 @@ class WanVacePipeline:
             device=device,
             dtype=torch.bfloat16 if dtype == torch.float16 else dtype,
             max_tokens=checkpoint.config.text_len,
+            variant=spec.variant,
         )
         if text_encoder.hidden_size != checkpoint.config.text_dim:
             raise CheckpointError(
                 f"{checkpoint.text_encoder}: states have {text_encoder.hidden_size} channels, but "
                 f"the transformer takes {checkpoint.config.text_dim}"
             )
-        autoencoder = load_autoencoder(checkpoint.autoencoder, device=device)
-        is_quantized = checkpoint.transformer.suffix == ".gguf" and plan.mode != "bf16"
-        plain = {torch.bfloat16: "bf16"}.get(dtype, str(dtype).removeprefix("torch."))
+        autoencoder = load_autoencoder(checkpoint.autoencoder, device=device, variant=spec.variant)
         return cls(
             spec,
             transformer=transformer,
@@ -133,7 +126,7 @@ class WanVacePipeline:
             text_encoder=text_encoder,
             preview=LatentPreview.load(checkpoint.folder, LATENT_CHANNELS, device),
             device=device,
-            residency=plan.mode if is_quantized else plain,
+            residency=resting_form(checkpoint, plan.mode, dtype),
             placement=plan.reason,
         )
 
@@ -144,7 +137,7 @@ class WanVacePipeline:
         Noise is drawn on the CPU in float32, so that a seed means the same clip on every device.
         Raises ValueError naming the field for a request outside the spec's limits.
         """
-        self._check(request)
+        check_request(request, self.spec)
         context = self._contexts.build(paint(request))
         prompts = [self.text_encoder.encode(request.prompt)]
         if request.guidance_scale > 1.0:
@@ -204,10 +197,8 @@ class WanVacePipeline:
             raise ValueError(f"generation is at step {member.step_index} of {member.num_steps}")
         if self._last_batch is not None and member.serial in self._last_batch.serials:
             self._last_batch = None
-        latents = self.autoencoder.denormalize(member.latents[:, :, member.num_references :])
-        video = self._decode(latents)
-        if not video.isfinite().all():
-            raise ArithmeticError("the frames hold values that are not finite numbers")
+        latents = member.latents[:, :, member.num_references :]
+        video = decode_clip(self.autoencoder, latents)
         return Clip(to_frames(video[0]), member.request.fps)
 
     def _velocity(
@@ -234,20 +225,8 @@ class WanVacePipeline:
             ).chunk(2)
         return unguided + conditioning.guidance_scale * (guided - unguided)
 
-    def _decode(self, latents: Tensor) -> Tensor:
-        try:
-            return self.autoencoder.decode(latents, latents_at_once=_at_once(latents.shape[-2:]))
-        except torch.OutOfMemoryError:
-            pass
-        # Outside of the handler, whose traceback keeps what was allocated.
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return decode_tiled(self.autoencoder, latents, Tiles())
-
     def _encode(self, video: Tensor) -> Tensor:
-        size = [side // PIXELS_PER_LATENT for side in video.shape[-2:]]
-        latents = self.autoencoder.encode(video.to(self.device), latents_at_once=_at_once(size))
-        return self.autoencoder.normalize(latents)
+        return encode_clip(self.autoencoder, video.to(self.device))
 
     def _conditioning(self, members: list[WanVaceGeneration]) -> BatchConditioning:
         # Kept for one batch only: text keys and values are the largest tensors of a request.
@@ -262,49 +241,6 @@ class WanVacePipeline:
         generator = torch.Generator().manual_seed(request.seed)
         noise = torch.randn(1, LATENT_CHANNELS, frames, *sides, generator=generator)
         return noise.to(self.device)
-
-    def _check(self, request: VideoRequest) -> None:
-        video = self.spec.video
-        assert video is not None
-        limits = {
-            "width": self.spec.width,
-            "height": self.spec.height,
-            "num_frames": video.num_frames,
-            "num_inference_steps": self.spec.num_inference_steps,
-            "guidance_scale": self.spec.guidance_scale,
-            "flow_shift": video.flow_shift,
-        }
-        for field, allowed in limits.items():
-            value = getattr(request, field)
-            multiple_of = getattr(allowed, "multiple_of", 1)
-            if not allowed.minimum <= value <= allowed.maximum or value % multiple_of:
-                steps = f" in steps of {multiple_of}" if multiple_of > 1 else ""
-                raise ValueError(
-                    f"{field} is {value}, allowed: {allowed.minimum}..{allowed.maximum}{steps}"
-                )
-        if request.num_frames % FRAMES_PER_LATENT != 1:
-            raise ValueError(f"num_frames is {request.num_frames}, expected 4n + 1")
-        if len(request.reference_images) > video.max_reference_images:
-            raise ValueError(
-                f"reference_images: {len(request.reference_images)} were given, "
-                f"allowed: {video.max_reference_images}"
-            )
-        counts = (1, video.num_conditioning_scales)
-        if len(request.conditioning_scale) not in counts:
-            raise ValueError(
-                f"conditioning_scale has {len(request.conditioning_scale)} entries, "
-                f"expected 1 or {video.num_conditioning_scales}"
-            )
-        if request.sampler not in self.spec.samplers:
-            raise ValueError(
-                f"sampler is {request.sampler!r}, allowed: {', '.join(self.spec.samplers)}"
-            )
-
-
-def _at_once(latent_size: Sequence[int]) -> int:
-    """How many latents of this height and width the autoencoder takes together."""
-    pixels = FRAMES_PER_LATENT * latent_size[0] * latent_size[1] * PIXELS_PER_LATENT**2
-    return max(1, _PIXELS_AT_ONCE // pixels)
 
 
 def _offload(transformer: WanVaceTransformer, device: torch.device, layers: int) -> None:

@@ -12,10 +12,15 @@ from config.model_spec import ModelSpec, Residency
 from models.errors import CheckpointError
 from models.wan.checkpoint import WanVaceCheckpoint
 from models.wan.latent_shape import PIXELS_PER_LATENT, latent_frames
+from models.wan.transformer_config import expected_shapes
+from models.wan.umt5_config import EMBEDDING
+from models.wan.umt5_names import UNUSED, to_transformers
 from models.weights.gguf.header import open_header
 from models.weights.gguf.inspection import memory_by_residency
 from models.weights.packed.fp8_linear import supports_fp8
 from models.weights.residency import Plan, choose_residency
+from models.weights.safetensors_folder import weight_files
+from models.weights.safetensors_header import read_shapes
 
 # Activations of a token that live at once, in units of its channels, when rows are doubled for
 # guidance: stream, context, norms, queries, keys and values, and the wide middle of one layer.
@@ -27,40 +32,83 @@ def plan_placement(
 ) -> Plan:
     """The residency of the spec's transformer on `device`, as asked for or by free memory.
 
+    Nothing of the model is loaded yet: room is left for the text encoder and the autoencoder.
     Raises CheckpointError, naming the file and the numbers, when nothing fits or the device cannot
     do what was asked for.
     """
-    sizes = _weight_bytes(checkpoint.transformer, dtype)
+    sizes = _weight_bytes(checkpoint, dtype)
     config = checkpoint.config
     tokens = latent_frames(spec.video.num_frames.default if spec.video else 1)
     tokens *= spec.width.default * spec.height.default // PIXELS_PER_LATENT**2
     tokens //= math.prod(config.patch_size)
     live = _LIVE_CHANNELS * config.dim + 2 * config.ffn_dim
     on_cuda = device.type == "cuda"
+    free = torch.cuda.mem_get_info(device)[0] if on_cuda else _free_host_bytes()
+    beside = _text_encoder_bytes(checkpoint.text_encoder, dtype, spec.variant)
+    beside += _stored_bytes(checkpoint.autoencoder)
     try:
         return choose_residency(
             packed_bytes=sizes["packed"],
             bf16_bytes=sizes["bf16"],
             fp8_bytes=sizes["fp8"],
             activations_bytes=2 * tokens * live * dtype.itemsize,
-            free_bytes=torch.cuda.mem_get_info(device)[0] if on_cuda else _free_host_bytes(),
+            free_bytes=max(0, free - beside),
             has_fp8=supports_fp8(device),
             wanted=spec.residency,
             layers=config.num_layers + len(config.vace_layers) if on_cuda else 0,
         )
-    except (ValueError, MemoryError) as error:
+    except MemoryError as error:
+        raise CheckpointError(
+            f"{checkpoint.transformer}: {error} beside {beside / 1e9:.1f} GB of text encoder and "
+            "autoencoder"
+        ) from error
+    except ValueError as error:
         raise CheckpointError(f"{checkpoint.transformer}: {error}") from error
 
 
-def _weight_bytes(transformer: Path, dtype: torch.dtype) -> dict[Residency, int]:
-    """Bytes of weights in each mode; unquantised files have only one."""
-    if transformer.suffix == ".gguf":
-        sizes = memory_by_residency(open_header(transformer).tensors)
+def resting_form(checkpoint: WanVaceCheckpoint, mode: Residency, dtype: torch.dtype) -> str:
+    """What a loaded transformer reports as its residency.
+
+    The mode where it made a difference, else the name of the dtype: files without quantised weights
+    have nothing to leave packed, and "bf16" stands for whatever the activations are.
+    """
+    if mode == "fp8" or (mode == "packed" and checkpoint.transformer.suffix == ".gguf"):
+        return mode
+    return "bf16" if dtype == torch.bfloat16 else str(dtype).removeprefix("torch.")
+
+
+def _weight_bytes(checkpoint: WanVaceCheckpoint, dtype: torch.dtype) -> dict[Residency, int]:
+    """Bytes of the transformer's weights in each mode; unquantised files have nothing packed."""
+    if checkpoint.transformer.suffix == ".gguf":
+        sizes = memory_by_residency(open_header(checkpoint.transformer).tensors)
         return {**sizes, "bf16": sizes["bf16"] * dtype.itemsize // torch.bfloat16.itemsize}
-    folder = transformer if transformer.is_dir() else transformer.parent
-    files = folder.glob("*.safetensors") if transformer.is_dir() else (transformer,)
-    size = sum(path.stat().st_size for path in files)
-    return {"packed": size, "bf16": size, "fp8": size}
+    plain = fp8 = 0
+    for name, shape in expected_shapes(checkpoint.config).items():
+        size = math.prod(shape) * dtype.itemsize
+        plain += size
+        fp8 += size // dtype.itemsize if "blocks." in name and len(shape) == 2 else size
+    return {"packed": plain, "bf16": plain, "fp8": fp8}
+
+
+def _text_encoder_bytes(path: Path, dtype: torch.dtype, variant: str | None) -> int:
+    """Bytes of the encoder on the device, where its embedding table does not go."""
+    if path.suffix == ".gguf":
+        tensors = open_header(path).tensors
+        return sum(info.nbytes for info in tensors if _is_on_device(info.name))
+    files = weight_files(path, variant) if path.is_dir() else (path,)
+    shapes = [item for file in files for item in read_shapes(file).items()]
+    elements = sum(math.prod(shape) for name, shape in shapes if _is_on_device(name))
+    size: int = elements * dtype.itemsize
+    return size
+
+
+def _is_on_device(name: str) -> bool:
+    return not name.startswith(UNUSED) and to_transformers(name) != EMBEDDING
+
+
+def _stored_bytes(path: Path) -> int:
+    files = path.glob("*.safetensors") if path.is_dir() else (path,)
+    return sum(file.stat().st_size for file in files)
 
 
 def _free_host_bytes() -> int:

@@ -24,8 +24,7 @@ def spec_fields(source: Path) -> dict[str, Any]:
     """The fields of the spec but `id` and `source`; `source` is a folder or a GGUF transformer.
 
     Sizes, length, frame rate, steps, guidance and negative prompt are those of the official
-    commands. Raises
-    CheckpointError and UnsupportedCheckpoint.
+    commands. Raises CheckpointError and UnsupportedCheckpoint.
     """
     checkpoint = WanVaceCheckpoint.read(source)
     grid = PIXELS_PER_LATENT * checkpoint.config.patch_size[1]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from config.model_spec import Residency
 from models.errors import CheckpointError
+from models.wan.tensor_check import check_shapes
 from models.wan.transformer import WanVaceTransformer
 from models.wan.transformer_config import WanVaceConfig, expected_shapes, infer_config
 from models.wan.transformer_names import to_original
@@ -25,8 +26,6 @@ from models.weights.gguf.identify import require_wan_vace
 from models.weights.packed.fp8_linear import Fp8Linear, fits_fp8
 from models.weights.packed.linear import PackedLinear
 from models.weights.skeleton import skeleton
-
-_NAMED_IN_ERRORS = 3
 
 # The reference computes these in float32: small ones are stored so, matrices stay as they are.
 _FLOAT32_SMALL = (".modulation", ".norm_q.weight", ".norm_k.weight", ".norm3.weight", ".norm3.bias")
@@ -76,9 +75,9 @@ def _assemble(
             )
         tensors[name] = tensor
     try:
-        if config is None:
-            config = infer_config({name: tensor.shape for name, tensor in tensors.items()})
-        _check(tensors, expected_shapes(config))
+        shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        config = config or infer_config(shapes)
+        check_shapes(shapes, expected_shapes(config))
     except CheckpointError as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -118,7 +117,7 @@ def _quantized_layer(
     elif residency == "fp8" and "blocks." in name and fits_fp8(*weight.shape):
 
         def make(bias: Tensor) -> nn.Module:
-            return Fp8Linear(weight.dense(dtype, device), bias)
+            return Fp8Linear(weight.dense(torch.float32, device), bias)
 
     else:
         return None
@@ -131,25 +130,3 @@ def _resting_dtype(name: str, tensor: StoredTensor, dtype: torch.dtype) -> torch
     if name.startswith(_FLOAT32_MATRICES):
         return tensor.plain_dtype or torch.float32
     return dtype
-
-
-def _check(tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise CheckpointError unless exactly the tensors of the architecture are there."""
-    if missing := [name for name in expected if name not in tensors]:
-        raise CheckpointError(f"lacks {_listed(missing)} of the architecture")
-    if unexpected := [name for name in tensors if name not in expected]:
-        raise CheckpointError(f"holds {_listed(unexpected)} unknown to the architecture")
-    wrong = [name for name, shape in expected.items() if tensors[name].shape != shape]
-    if wrong:
-        first = wrong[0]
-        raise CheckpointError(
-            f"{_listed(wrong)} of another shape: {first!r} is {list(tensors[first].shape)}, "
-            f"the configuration asks for {list(expected[first])}"
-        )
-
-
-def _listed(names: list[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:_NAMED_IN_ERRORS])
-    more = f" and {len(names) - _NAMED_IN_ERRORS} more" if len(names) > _NAMED_IN_ERRORS else ""
-    noun = "tensor" if len(names) == 1 else "tensors"
-    return f"{len(names)} {noun} ({shown}{more})"

@@ -78,10 +78,11 @@ def _layers_to_offload(weights: int, room: int, layers: int) -> int | None:
     """The fewest layers in host memory that leave room for the rest and the copies under way."""
     if layers == 0:
         return None
-    layer = -(-weights // layers)
-    missing = weights + _SLOTS * layer - room
-    offloaded = -(-missing // layer)
-    return offloaded if offloaded <= layers else None
+    slots = _SLOTS * -(-weights // layers)
+    for offloaded in range(1, layers + 1):
+        if weights - weights * offloaded // layers + slots <= room:
+            return offloaded
+    return None
 
 
 def _gb(size: int) -> str:

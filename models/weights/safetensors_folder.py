@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from models.errors import CheckpointError
+from models.errors import CheckpointError, UnsupportedCheckpoint
 from models.weights.json_file import read_json_object
 
 STEMS = ("diffusion_pytorch_model", "model")
@@ -131,13 +131,20 @@ def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Name and mapped tensor of everything in one file.
 
     Raises CheckpointError naming the file when it is missing, damaged or truncated; all tensors are
-    checked to lie inside the file before the first is given out.
+    checked to lie inside the file before the first is given out. Raises UnsupportedCheckpoint for
+    4-bit floats.
     """
     try:
         with safe_open(path, framework="pt", device="cpu") as handle:
             names = handle.keys()
             for name in names:
-                yield name, handle.get_tensor(name)
+                tensor = handle.get_tensor(name)
+                # Two numbers in a byte, which torch stores and cannot compute with.
+                if tensor.dtype == torch.float4_e2m1fn_x2:
+                    raise UnsupportedCheckpoint(
+                        f"{path}: tensor {name!r} holds 4-bit floats, expected 8 bits or more"
+                    )
+                yield name, tensor
     except SafetensorError as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(f"{path}: damaged or truncated safetensors file: {reason}") from error

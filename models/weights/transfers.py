@@ -37,6 +37,8 @@ class CudaTransfers:
         self._stream.wait_event(after)
         with torch.cuda.stream(self._stream):
             target.copy_(source, non_blocking=True)
+        # A model may be let go while the copy runs: its memory must stay taken until the end.
+        target.record_stream(self._stream)
         return self._stream.record_event()
 
     def wait(self, event: torch.cuda.Event) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save, save_file
 from torch import nn
 
-from models.errors import CheckpointError
+from models.errors import CheckpointError, UnsupportedCheckpoint
 from models.weights.json_file import read_json_object
 from models.weights.safetensors_folder import load_module, read_tensors, weight_files
 from models.weights.skeleton import skeleton
@@ -181,6 +181,14 @@ def test_another_kind_of_number_names_the_tensor(tmp_path: Path, dtype: torch.dt
     save_file({**a_module().state_dict(), "0.bias": torch.zeros(4, dtype=dtype)}, tmp_path / NAME)
     with pytest.raises(CheckpointError, match=rf"'0.bias' holds {dtype}, which is no form of"):
         load(tmp_path)
+
+
+def test_four_bit_floats_are_refused_by_name(tmp_path: Path) -> None:
+    packed = torch.zeros(4, 2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2)
+    save_file({"0.weight": packed}, tmp_path / NAME)
+    message = f"{tmp_path / NAME}: tensor '0.weight' holds 4-bit floats, expected 8 bits or more"
+    with pytest.raises(UnsupportedCheckpoint, match=re.escape(message)):
+        list(read_tensors(tmp_path / NAME))
 
 
 def test_a_shape_mismatch_names_both_shapes(tmp_path: Path) -> None:

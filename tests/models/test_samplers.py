@@ -317,6 +317,14 @@ def test_a_state_of_another_sampler_is_refused():
         SampledGeneration(unipc_plan(4, 3.0), noise()).load_state_dict(state)
 
 
+def test_a_state_whose_step_is_no_whole_number_is_refused():
+    generation = SampledGeneration(dpm_solver_plan(4, 3.0), noise())
+    state = {**generation.state_dict(), "step_index": torch.tensor(1.5)}
+    with pytest.raises(ValueError, match=r"step_index is torch.float32 \[\], expected one"):
+        generation.load_state_dict(state)
+    assert generation.step_index == 0
+
+
 @settings(deadline=None)
 @given(
     factory=st.sampled_from([*SAMPLERS.values(), *WAN_SAMPLERS.values()]),

@@ -14,9 +14,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 
-from models.demo.grammar import CORE_COLOURS, CORE_SHAPES, HELD_OUT_PAIRS
+from models.demo.grammar import CORE_COLOURS, CORE_SHAPES
+from models.demo.grammar import HELD_OUT_PAIRS as PICTURE_PAIRS
 from models.demo.wan.clip_judge import DIRECTIONS, Motion
 from models.demo.wan.clips import SIZES
+
+# One for each shape, so that a shape is still seen in most colours.
+HELD_OUT_PAIRS = frozenset({("red", "square"), ("blue", "triangle"), ("yellow", "circle")})
 
 # Of the combinations without a held-out pair, one in so many is held out as well.
 _HELD_OUT_EVERY = 12
@@ -105,7 +109,7 @@ def is_held_out(motion: Motion) -> bool:
 
 @cache
 def _held_out_combinations() -> frozenset[Motion]:
-    others = [m for m in all_motions() if (m.colour, m.shape) not in HELD_OUT_PAIRS]
+    others = [m for m in all_motions() if (m.colour, m.shape) not in PICTURE_PAIRS]
     return frozenset(random.Random(_SEED).sample(others, len(others) // _HELD_OUT_EVERY))
 
 
@@ -132,14 +136,19 @@ def training_prompt(
 ) -> ClipPrompt:
     """One caption of a training clip.
 
-    Some captions leave things out. Those of a clip that the model is shown some other way, too, may
-    well leave out what it looks like.
+    Some captions leave things out, so that the words for shapes and for colours are learnt apart.
+    Those of a clip that the model is shown some other way, too, may well leave out what it looks
+    like.
     """
     if rng.random() < 0.25:
         return ClipPrompt(caption(motion, rng, plain=True), motion)
     asked = motion
     if is_shown and rng.random() < 0.4:
         asked = replace(asked, shape=None, colour=None)
+    elif rng.random() < 0.12:
+        asked = replace(asked, colour=None)
+    elif rng.random() < 0.06:
+        asked = replace(asked, shape=None)
     if rng.random() < 0.06:
         asked = replace(asked, direction=None)
     if rng.random() < 0.06:

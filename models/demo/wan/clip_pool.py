@@ -25,6 +25,7 @@ from models.wan.autoencoder_loading import load_autoencoder
 from models.wan.vace_context import ContextBuilder, Encoder
 
 SHARD = 256
+COMMON = "common.state"
 _REFERENCE_RADII = (14.0, 26.0)
 
 
@@ -66,7 +67,11 @@ def make_shard(encode: Encoder, seed: int) -> dict[str, object]:
 
 
 class Pool:
-    """All samples of the shards in a folder, those with a reference apart from the others."""
+    """All samples of the shards in a folder, those with a reference apart from the others.
+
+    `statistics` are the mean and deviation, by channel, that the latents were normalised with: the
+    checkpoint must have the same.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -74,7 +79,9 @@ class Pool:
         self._latents: dict[bool, list[Tensor]] = {False: [], True: []}
         self._contexts: dict[bool, list[Tensor]] = {False: [], True: []}
         self._about: dict[bool, list[tuple[Task, Motion, str]]] = {False: [], True: []}
-        self.empty_context = load_state(folder / "empty.state")["context"].float()
+        common = load_state(folder / COMMON)
+        self.empty_context: Tensor = common["context"].float()
+        self.statistics = {name: common[name] for name in ("latents_mean", "latents_std")}
         self.refresh()
 
     def __len__(self) -> int:
@@ -127,7 +134,12 @@ def main() -> None:
 
     with torch.no_grad():
         empty = ContextBuilder(encode).build(empty_canvas())[0]
-    save_state(out / "empty.state", context=empty.bfloat16())
+    save_state(
+        out / COMMON,
+        context=empty.bfloat16(),
+        latents_mean=list(autoencoder.config.latents_mean),
+        latents_std=list(autoencoder.config.latents_std),
+    )
     for number in range(arguments.first, arguments.first + arguments.shards):
         path = out / f"shard-{number:04d}.state"
         if not path.exists():

@@ -35,7 +35,7 @@ from models.weights.gguf.recipe import FileType
 NAME = "wan-vace-demo"
 QUANTISED = (FileType.Q8_0, FileType.Q4_K_M)
 FLOW_SHIFT = 3.0
-# Clips from which the latents' mean and deviation, and the preview map, are measured.
+# Clips from which the preview map is fitted.
 MEASURED = 1024
 
 _INDEX = {
@@ -88,12 +88,17 @@ def measure(autoencoder: WanAutoencoder, count: int = MEASURED) -> tuple[Tensor,
     return torch.cat(latents), clips
 
 
-def write_autoencoder(out: Path, state: Path) -> tuple[Tensor, Tensor]:
-    """Write the folder of the autoencoder; returns normalised latents and the clips they show."""
+def write_autoencoder(
+    out: Path, state: Path, statistics: dict[str, list[float]]
+) -> tuple[Tensor, Tensor]:
+    """Write the folder of the autoencoder; returns normalised latents and the clips they show.
+
+    `statistics` are those that the transformer was trained with.
+    """
     autoencoder = load_autoencoder(state)
     latents, clips = measure(autoencoder)
-    mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-    values = asdict(AUTOENCODER) | {"latents_mean": mean.tolist(), "latents_std": std.tolist()}
+    mean, std = (torch.tensor(statistics[name]) for name in ("latents_mean", "latents_std"))
+    values = asdict(AUTOENCODER) | statistics
     _write_json(out / "config.json", {"_class_name": "AutoencoderKLWan", **values})
     _write_weights(out / "diffusion_pytorch_model.safetensors", autoencoder.state_dict())
     shape = (1, -1, 1, 1, 1)
@@ -118,7 +123,8 @@ def export(out: Path, autoencoder: Path, text_encoder: Path, transformer: Path) 
         destination.unlink(missing_ok=True)
         convert_to_gguf(out / "transformer", destination, file_type)
 
-    latents, clips = write_autoencoder(out / "vae", autoencoder)
+    statistics = {name: state[name] for name in ("latents_mean", "latents_std")}
+    latents, clips = write_autoencoder(out / "vae", autoencoder, statistics)
     text_config = json.loads((text_encoder / "text_encoder/config.json").read_text("utf-8"))
     _write_json(out / "text_encoder/config.json", text_config | {"dtype": "bfloat16"})
     weights = load_file(text_encoder / "text_encoder/model.safetensors")

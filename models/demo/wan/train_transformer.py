@@ -106,7 +106,7 @@ def main() -> None:
         )
         return (velocity.float() - target).square().mean()
 
-    training.run(loss_of)
+    training.run(loss_of, **pool.statistics)
 
 
 if __name__ == "__main__":

@@ -54,11 +54,7 @@ def convert_to_gguf(
     """
     weights = _weights(source)
     tensors = _named(weights)
-    try:
-        config = _config(weights, tensors)
-        expected = expected_shapes(config)
-    except CheckpointError as error:
-        raise type(error)(f"{weights}: {error}") from error
+    expected = expected_shapes(_config(weights, tensors))
     _check(weights, tensors, expected)
     plan = [
         PlannedTensor(name, shape, tensor_type(file_type, name, shape))
@@ -114,12 +110,15 @@ def _named(weights: Path) -> dict[str, StoredTensor]:
 
 def _config(weights: Path, tensors: Mapping[str, StoredTensor]) -> WanVaceConfig:
     path = (weights if weights.is_dir() else weights.parent) / "config.json"
-    if path.is_file():
-        config = read_json_object(path)
-        # The configuration of the original release has other keys and says less than the shapes.
-        if "num_attention_heads" in config:
+    config = read_json_object(path) if path.is_file() else {}
+    # The configuration of the original release has other keys and says less than the shapes.
+    told = "num_attention_heads" in config
+    try:
+        if told:
             return WanVaceConfig.from_json(config)
-    return infer_config({name: tensor.shape for name, tensor in tensors.items()})
+        return infer_config({name: tensor.shape for name, tensor in tensors.items()})
+    except CheckpointError as error:
+        raise type(error)(f"{path if told else weights}: {error}") from error
 
 
 def _check(

@@ -24,6 +24,8 @@ from models.weights.gguf.tensor_records import TensorInfo
 _BF16_BYTES = 2
 _FP8_BYTES = 1
 _SCALE_BYTES = 4
+# As `fits_fp8` has it, which would import torch.
+_FP8_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
@@ -120,18 +122,30 @@ def _types(tensors: tuple[TensorInfo, ...]) -> dict[QuantType, TypeUse]:
 
 
 def memory_by_residency(tensors: tuple[TensorInfo, ...]) -> dict[Residency, int]:
-    """Bytes of weights in each mode.
+    """Bytes of weights in each mode when a model computes in bfloat16, to a few per cent.
 
-    Packed is what lies in the file. In fp8 quantised matrices take a byte for each element and a
-    float32 scale for each row; the rest, as all in bf16, takes two bytes for each element.
+    Packed, quantised matrices take what they take in the file. In fp8 the matrices of the blocks,
+    quantised or not, take a byte for each element and a float32 scale for each row. All the rest
+    takes two bytes for each element in every mode, however it is stored.
     """
     packed = bf16 = fp8 = 0
     for tensor in tensors:
-        elements = math.prod(tensor.shape)
-        packed += tensor.nbytes
-        bf16 += _BF16_BYTES * elements
-        if len(tensor.shape) == 2 and BLOCK[tensor.type][0] > 1:
-            fp8 += _FP8_BYTES * elements + _SCALE_BYTES * tensor.shape[0]
-        else:
-            fp8 += _BF16_BYTES * elements
+        converted = _BF16_BYTES * math.prod(tensor.shape)
+        bf16 += converted
+        packed += tensor.nbytes if _stays_packed(tensor) else converted
+        fp8 += _fp8_bytes(tensor) if _becomes_fp8(tensor) else converted
     return {"packed": packed, "bf16": bf16, "fp8": fp8}
+
+
+def _stays_packed(tensor: TensorInfo) -> bool:
+    elements = BLOCK[tensor.type][0]
+    return elements > 1 and len(tensor.shape) == 2 and tensor.shape[1] % elements == 0
+
+
+def _becomes_fp8(tensor: TensorInfo) -> bool:
+    is_matrix = len(tensor.shape) == 2 and "blocks." in tensor.name
+    return is_matrix and all(size % _FP8_MULTIPLE == 0 for size in tensor.shape)
+
+
+def _fp8_bytes(tensor: TensorInfo) -> int:
+    return _FP8_BYTES * math.prod(tensor.shape) + _SCALE_BYTES * tensor.shape[0]

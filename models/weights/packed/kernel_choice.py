@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import shutil
 from enum import StrEnum
 from functools import cache
 
@@ -51,5 +53,9 @@ def choose_kernel(
 
 @cache
 def has_triton() -> bool:
-    """Whether Triton is installed; it is not imported."""
-    return importlib.util.find_spec("triton") is not None
+    """Whether Triton is installed, and the C compiler it needs on a machine; it is not imported.
+
+    Small container images have Triton, which comes with torch, but no compiler.
+    """
+    compiler = os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+    return compiler is not None and importlib.util.find_spec("triton") is not None

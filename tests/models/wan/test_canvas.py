@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from models.pipeline import Clip, Outpaint, VideoRequest
-from models.wan.canvas import fill, frame_indices, paint
+from models.wan import fitting
+from models.wan.canvas import paint
+from models.wan.fitting import fill, frame_indices
 
 REQUEST = VideoRequest(
     prompt="",
@@ -199,3 +201,37 @@ def test_references_stand_whole_in_the_middle_of_white_in_the_order_given():
 )
 def test_sources_are_fitted_in_time(source, source_fps, fps, policy, expected):
     assert frame_indices(source, source_fps, 5, fps, policy) == expected
+
+
+@pytest.fixture
+def resized(monkeypatch) -> list[torch.Size]:
+    """Shapes of all frames that were resized."""
+    shapes = []
+    interpolate = fitting.F.interpolate
+
+    def noted(*arguments, **options):
+        shapes.append((result := interpolate(*arguments, **options)).shape)
+        return result
+
+    monkeypatch.setattr(fitting.F, "interpolate", noted)
+    return shapes
+
+
+@pytest.mark.parametrize("size", [(1, 5000), (5000, 1)])
+def test_strips_take_no_more_memory_than_a_few_canvases(resized, size):
+    white = np.full((1, *size, 3), 255, dtype=np.uint8)
+    canvas = paint(request(video=Clip(white, 16.0), mask=Clip(white, 16.0)))
+    assert canvas.mask[:, 0].eq(1).all()
+    assert max(shape.numel() for shape in resized) <= 3 * 4 * 16 * 32
+
+
+def test_a_long_strip_shows_its_middle():
+    frames = np.zeros((1, 1, 4001, 3), dtype=np.uint8)
+    frames[:, :, 1997:2004] = 255
+    assert fill(frames, (16, 32)).eq(1).all()
+
+
+def test_one_picture_as_mask_is_resized_once(resized):
+    canvas = paint(request(video=clip(), mask=plain(255, height=64, width=64)))
+    assert canvas.mask.eq(1).all()
+    assert len(resized) == 1

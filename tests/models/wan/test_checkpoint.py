@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from models.catalogue import describe, discover
 from models.errors import CheckpointError, UnsupportedCheckpoint
+from models.sana.preview import PREVIEW_FILE
 from models.wan.checkpoint import WanVaceCheckpoint
 from models.wan.pipeline import WanVacePipeline
 from models.wan.spec import NEGATIVE_PROMPT
@@ -82,6 +83,33 @@ def test_packed_and_converted_weights_are_the_same_numbers(plain_folder: Path):
         pipeline = load(plain_folder, residency=residency)
         runs[residency] = run(pipeline, request(width=48, height=32)).latents
     assert runs["packed"].equal(runs["bf16"])
+
+
+def test_an_autoencoder_as_pth_and_a_preview_map_are_told_from_transformers(
+    plain_folder: Path, tmp_path: Path
+):
+    folder = shutil.copytree(plain_folder, tmp_path / "copy")
+    tensors = load_file(folder / "wan_2.1_vae.safetensors")
+    (folder / "wan_2.1_vae.safetensors").unlink()
+    torch.save(tensors, folder / "Wan2.1_VAE.pth")
+    save_file({"weight": torch.zeros(3, 16), "bias": torch.zeros(3)}, folder / PREVIEW_FILE)
+    checkpoint = WanVaceCheckpoint.read(folder)
+    assert checkpoint.autoencoder.name == "Wan2.1_VAE.pth"
+    assert checkpoint.transformer.name == "Tiny_VACE-Q8_0.gguf"
+    pipeline = load(folder)
+    halfway = pipeline.prepare(request())
+    pipeline.step([halfway])
+    assert len(pipeline.preview(halfway)) == 3
+
+
+def test_the_variant_asked_for_is_loaded(wan_copy: Path):
+    for file in wan_copy.glob("*/*.safetensors"):
+        shutil.copy(file, file.with_suffix(".fp16.safetensors"))
+        file.write_bytes(b"not this one")
+    pipeline = load(wan_copy, variant="fp16")
+    assert pipeline.spec.variant == "fp16"
+    with pytest.raises(CheckpointError, match="damaged"):
+        load(wan_copy)
 
 
 def test_a_gguf_file_names_a_model_of_its_own(plain_folder: Path):
@@ -155,6 +183,8 @@ def test_a_transformer_in_one_safetensors_file_is_taken_too(
         ("flow_shift", 0, "flow_shift is 0, expected a number"),
         ("_class_name", "DDIMScheduler", "scheduler is 'DDIMScheduler', supported"),
         ("solver_order", 3, "solver_order is 3, supported: 2"),
+        ("solver_type", "bh1", "solver_type is 'bh1', supported: 'bh2'"),
+        ("use_dynamic_shifting", True, "use_dynamic_shifting is True, supported: False"),
     ],
 )
 def test_schedulers_that_are_not_computed_are_refused(wan_copy: Path, entry, value, message):

@@ -177,7 +177,7 @@ def damaged(weights, change):
         (
             lambda w: w.update({"blocks.1.ffn.2.weight": torch.zeros(128, 128)}),
             CheckpointError,
-            r"'blocks.1.ffn.2.weight' is \[128, 128\], the configuration asks for \[128, 256\]",
+            r"'blocks.1.ffn.2.weight' is \[128, 128\], expected \[128, 256\]",
         ),
         (
             lambda w: w.update({"blocks.0.norm2.weight": torch.zeros(128)}),

@@ -233,6 +233,9 @@ def test_cuda_copies_run_on_their_own_stream_between_two_events(monkeypatch):
         def copy_(self, source, *, non_blocking):
             log.append(f"copy {source}, non-blocking {non_blocking}, on {active[-1].name}")
 
+        def record_stream(self, stream):
+            log.append(f"memory is kept for {stream.name}")
+
     @contextmanager
     def stream(chosen):
         active.append(chosen)
@@ -250,6 +253,7 @@ def test_cuda_copies_run_on_their_own_stream_between_two_events(monkeypatch):
         "compute records",
         "side waits for event of compute",
         "copy weights, non-blocking True, on side",
+        "memory is kept for side",
         "side records",
         "compute waits for event of side",
     ]

@@ -133,6 +133,12 @@ def test_heads_of_another_width_are_told_by_the_configuration_beside_the_file(tm
     (folder / "config.json").write_text(json.dumps(config | {"num_layers": 5}))
     with pytest.raises(CheckpointError, match=r"lacks tensor 'blocks\.4\.modulation'"):
         convert_to_gguf(folder, tmp_path / "b.gguf", FileType.Q4_K_S)
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "gelu"}))
+    with pytest.raises(UnsupportedCheckpoint, match=r"config\.json: hidden_act: unknown option"):
+        convert_to_gguf(folder, tmp_path / "b.gguf", FileType.Q4_K_S)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(CheckpointError, match=rf"^{folder}/config\.json: not valid JSON"):
+        convert_to_gguf(folder, tmp_path / "b.gguf", FileType.Q4_K_S)
 
 
 def test_what_is_no_whole_transformer_is_refused_and_nothing_left(tmp_path, weights):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.weights.gguf.format import QuantType
-from models.weights.packed.kernel_choice import FUSED_ROWS, Kernel, choose_kernel
+from models.weights.packed.kernel_choice import FUSED_ROWS, Kernel, choose_kernel, has_triton
 
 PLAIN = {
     QuantType.F32: torch.float32,
@@ -46,3 +46,16 @@ def test_without_gpu_or_triton_torch_dequantises(type):
 def test_other_floating_dtypes_are_cast_by_torch_on_a_gpu_too():
     kernel = choose_kernel(QuantType.F16, torch.bfloat16, 1, device_type="cuda", triton=True)
     assert kernel is Kernel.TORCH
+
+
+def test_without_a_compiler_triton_cannot_be_used(tmp_path, monkeypatch):
+    pytest.importorskip("triton", reason="Triton is not published for this platform")
+    # What was found is remembered: ask the function itself.
+    find = has_triton.__wrapped__
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("CC", "/opt/compiler/cc")
+    assert find()
+    monkeypatch.delenv("CC")
+    assert not find()
+    (tmp_path / "gcc").touch(mode=0o755)
+    assert find()

@@ -58,6 +58,19 @@ def test_the_bias_takes_the_dtype_of_the_input():
     assert torch.equal(PackedLinear(packed, bias)(x), expected)
 
 
+@pytest.mark.parametrize("type", [QuantType.F16, QuantType.Q4_K], ids=lambda type: type.name)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_dequantised_weight_is_the_callers_own(type, dtype):
+    packed = random_packed(type, 8, 256)
+    layer = PackedLinear(packed)
+    weight = layer.dequantized(dtype)
+    assert torch.equal(weight, reference_weight(packed).to(dtype))
+    before = packed.data.clone()
+    weight.zero_()
+    assert torch.equal(packed.data, before)
+    assert layer.dequantized(dtype).any()
+
+
 def test_layers_share_their_scratch_and_do_not_disturb_each_other():
     release_scratch()
     first = PackedLinear(random_packed(QuantType.Q8_0, 32, 64, seed=1))

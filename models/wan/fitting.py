@@ -1,0 +1,116 @@
+"""Frames of any size, number and rate to those of a canvas: which ones are shown, and how resized.
+
+Pixels as files hold them come in, uint8 [T, h, w, 3]; float32 [3, T, height, width] in [-1, 1] goes
+out. Frames are resized one by one and long strips are cut first, so that the memory taken follows
+the size of the canvas, whatever a client has sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)
+"""ITU-R BT.601, as image libraries turn colours grey."""
+
+# Sides of a canvas that a resized frame may take before it is cut.
+_SIDES_RESIZED = 4
+
+
+def frame_indices(
+    num_source: int, source_fps: float, num_frames: int, fps: float, policy: str
+) -> list[int]:
+    """Which frame of a source is shown at each frame of the clip, while the source lasts.
+
+    "trim" plays the source at its own speed and stops at the end of the shorter of the two;
+    "resample" spreads the whole source evenly over all frames.
+    """
+    if policy == "resample":
+        step = (num_source - 1) / max(1, num_frames - 1)
+        return [_nearest(i * step) for i in range(num_frames)]
+    indices = [_nearest(i * source_fps / fps) for i in range(num_frames)]
+    return [index for index in indices if index < num_source]
+
+
+def fill(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Frames uint8 [T, h, w, 3] scaled to cover `size` (height, width) and cut to it about the
+    centre: [3, T, height, width] in [-1, 1]."""
+    filled = torch.empty(3, len(frames), *size)
+    for index, frame in enumerate(frames):
+        filled[:, index] = _cover(_float(frame), frame.shape[:2], size, "bicubic")
+    return filled.clamp_(0, 1).mul_(2).sub_(1)
+
+
+def fill_mask(
+    mask: np.ndarray, source: Sequence[int], shown: Sequence[int], size: tuple[int, int]
+) -> Tensor:
+    """The mask [1, len(shown), height, width] of a source's frames `shown`: 1 where it is over one
+    half, else 0.
+
+    `source` is the number, height and width of the source's frames. The mask, uint8 [T, h, w, 3],
+    is stretched to the source's frame and then takes the source's way onto the canvas; one of
+    another length is stretched in time as well.
+    """
+    stretch = (len(mask) - 1) / max(1, source[0] - 1)
+    chosen = [_nearest(index * stretch) for index in shown]
+    weights = torch.tensor(LUMA).view(3, 1, 1)
+    filled = torch.empty(1, len(shown), *size)
+    for frame in dict.fromkeys(chosen):
+        white = (_float(mask[frame]) * weights).sum(0, keepdim=True)
+        made = _cover(white, source[1:], size, "bilinear") > 0.5
+        places = [place for place, index in enumerate(chosen) if index == frame]
+        filled[:, places] = made.float()[:, None]
+    return filled
+
+
+def fit_inside(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """A picture uint8 [h, w, 3], whole, in the middle of white: [3, height, width] in [-1, 1]."""
+    height, width = size
+    rows, columns = picture.shape[:2]
+    scale = min(height / rows, width / columns)
+    inner = (
+        min(height, max(1, round(rows * scale))),
+        min(width, max(1, round(columns * scale))),
+    )
+    canvas = torch.ones(3, height, width)
+    top, left = (height - inner[0]) // 2, (width - inner[1]) // 2
+    fitted = _resize(_float(picture), inner, "bilinear").clamp(0, 1).mul(2).sub(1)
+    canvas[:, top : top + inner[0], left : left + inner[1]] = fitted
+    return canvas
+
+
+def _cover(frame: Tensor, proportions: Sequence[int], size: tuple[int, int], mode: str) -> Tensor:
+    """A frame [C, h, w], taken to have the given `proportions`, made to cover `size` and cut."""
+    scale = max(size[0] / proportions[0], size[1] / proportions[1])
+    outer = [max(side, round(own * scale)) for side, own in zip(size, proportions, strict=True)]
+    for axis, side in enumerate(size):
+        # Resized whole, a strip of one pixel by many thousands would take any amount of memory.
+        if outer[axis] > (most := _SIDES_RESIZED * side):
+            whole = frame.shape[1 + axis]
+            kept = max(1, round(whole * most / outer[axis]))
+            frame = frame.narrow(1 + axis, (whole - kept) // 2, kept)
+            outer[axis] = most
+    frame = _resize(frame, (outer[0], outer[1]), mode)
+    top, left = (outer[0] - size[0]) // 2, (outer[1] - size[1]) // 2
+    return frame[:, top : top + size[0], left : left + size[1]]
+
+
+def _resize(frame: Tensor, size: tuple[int, int], mode: str) -> Tensor:
+    """A frame [C, h, w] at another size, without aliasing; untouched when it has it."""
+    if frame.shape[1:] == size:
+        return frame
+    return F.interpolate(frame[None], size, mode=mode, antialias=True)[0]
+
+
+def _float(frame: np.ndarray) -> Tensor:
+    """uint8 [h, w, 3] to float32 [3, h, w] in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1).float().div(255)
+
+
+def _nearest(value: float) -> int:
+    """The nearest whole number, halves upwards; rounding to even would stutter."""
+    return int(value + 0.5)
