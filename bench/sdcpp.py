@@ -22,11 +22,12 @@ from bench.wan_steps import Clip
 class SdcppStep:
     """A running driver with the model loaded; call it for one step, and use it as a context.
 
-    `load_seconds` is what loading took.
+    `load_seconds` is what loading took, `cpu_seconds` the processor time up to the last step.
     """
 
     def __init__(self, driver: Path, model: Path, clip: Clip, threads: int) -> None:
         """Raises RuntimeError when the driver ends before the model is loaded."""
+        self.cpu_seconds = 0.0
         self._shape = clip.latents.shape
         self._folder = tempfile.TemporaryDirectory()
         inputs, self._output = (Path(self._folder.name) / name for name in ("inputs", "output"))
@@ -40,7 +41,7 @@ class SdcppStep:
             text=True,
         )
         try:
-            self.load_seconds = float(self._answer().removeprefix("ready "))
+            self.load_seconds = self._answer()
         except RuntimeError:
             self.close()
             raise
@@ -54,11 +55,13 @@ class SdcppStep:
         self._answer()
         return torch.from_numpy(np.fromfile(self._output, np.float32)).view(self._shape)
 
-    def _answer(self) -> str:
+    def _answer(self) -> float:
+        """Wait for the driver; its seconds since it was started."""
         line = self._process.stdout.readline() if self._process.stdout else ""
         if not line:
             raise RuntimeError(f"the driver ended with status {self._process.wait()}")
-        return line.strip()
+        seconds, self.cpu_seconds = map(float, line.split())
+        return seconds
 
     def __enter__(self) -> Self:
         return self

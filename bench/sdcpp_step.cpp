@@ -3,10 +3,10 @@
 //   sdcpp_step MODEL INPUTS OUTPUT FRAMES HEIGHT WIDTH THREADS
 //
 // INPUTS holds float32 numbers: latents [16, T, H, W], the VACE context [96, T, H, W], text states
-// [512, 4096] and one timestep. "ready SECONDS" is printed when the model is loaded; then each line on
-// standard input asks for one evaluation, is answered by its seconds, and leaves the velocity
-// [16, T, H, W] in OUTPUT. The library's command line needs a text encoder and an autoencoder
-// besides, so this calls its runner of the transformer itself.
+// [512, 4096] and one timestep. A line is printed when the model is loaded, and one for each line on
+// standard input, which asks for an evaluation; it has two numbers, the seconds since the start and
+// those of processor time. The velocity [16, T, H, W] is then in OUTPUT. The library's command line
+// needs a text encoder and an autoencoder besides, so this calls its runner of the transformer.
 //
 // With the source distribution of stable-diffusion-cpp-python 0.4.7 unpacked, S its folder
 // vendor/stable-diffusion.cpp and B a build folder:
@@ -19,6 +19,7 @@
 //     -lgomp -lpthread -ldl
 
 #include <chrono>
+#include <ctime>
 #include <fstream>
 #include <iostream>
 #include <map>
@@ -30,9 +31,12 @@
 
 namespace {
 
-double now() {
-    using clock = std::chrono::steady_clock;
-    return std::chrono::duration<double>(clock::now().time_since_epoch()).count();
+const auto began = std::chrono::steady_clock::now();
+
+void report() {
+    const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - began;
+    const double cpu_seconds = static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
+    std::cout << passed.count() << ' ' << cpu_seconds << std::endl;
 }
 
 sd::Tensor<float> read(std::ifstream& file, std::vector<int64_t> shape) {
@@ -63,7 +67,6 @@ int main(int argc, char** argv) {
         return 1;
     }
 
-    const double began = now();
     ModelLoader loader;
     if (!loader.init_from_file_and_convert_name(argv[1], prefix + ".")) {
         std::cerr << argv[1] << ": cannot be read\n";
@@ -78,14 +81,14 @@ int main(int argc, char** argv) {
         std::cerr << argv[1] << ": cannot be loaded\n";
         return 1;
     }
-    std::cout << "ready " << now() - began << std::endl;
+    report();
 
     for (std::string line; std::getline(std::cin, line);) {
-        const double started = now();
         auto velocity = runner.compute(threads, latents, timestep, text, {}, {}, {}, vace_context);
-        std::cout << now() - started << std::endl;
         std::ofstream output(argv[3], std::ios::binary);
         output.write(reinterpret_cast<const char*>(velocity.data()),
                      velocity.numel() * sizeof(float));
+        output.close();
+        report();
     }
 }

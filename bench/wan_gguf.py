@@ -17,14 +17,12 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bench.gguf_loading import WAYS, load_diffusers, load_ours, measure_apart
 from bench.interleaved import compare, time_interleaved
@@ -77,15 +75,33 @@ def our_and_diffusers_steps(
     }
 
 
+class _Timed:
+    """A step that keeps its last result and the processor time of each call."""
+
+    def __init__(self, step: Step) -> None:
+        self.step = step
+        self.output = torch.empty(0)
+        self.cpu_seconds: list[float] = []
+
+    def __call__(self) -> None:
+        started = self._clock()
+        self.output = self.step()
+        self.cpu_seconds.append(self._clock() - started)
+
+    def _clock(self) -> float:
+        return self.step.cpu_seconds if isinstance(self.step, SdcppStep) else time.process_time()
+
+
 def step_figures(steps: Mapping[str, Step], rounds: int) -> dict[str, Any]:
     """Times in turns. A comparison with a peer has the ratio of times inside the rounds, and how
     far the results are apart: all compute in bfloat16 or, stable-diffusion.cpp, in 8-bit integers.
+
+    Rounds are few, so ratios of processor time stand beside those of seconds: what others do on the
+    machine disturbs them less.
     """
-    outputs: dict[str, Tensor] = {}
-    calls: dict[str, Callable[[], object]] = {
-        name: partial(_keep, outputs, name, step) for name, step in steps.items()
-    }
+    calls = {name: _Timed(step) for name, step in steps.items()}
     seconds = time_interleaved(calls, rounds=rounds, warmups=0)
+    cpu_seconds = {name: call.cpu_seconds for name, call in calls.items()}
     comparisons = []
     for peer in steps:
         file, _, program = peer.partition(" ")
@@ -93,16 +109,26 @@ def step_figures(steps: Mapping[str, Step], rounds: int) -> dict[str, Any]:
             continue
         # The bfloat16 model is that of the first file: only there do the weights agree.
         for name in (f"{file} packed", *(["bf16"] if file == FILE_TYPES[0].name else [])):
-            [row] = [row for row in compare(seconds, peer) if row["variant"] == name]
-            difference = relative_difference(outputs[name], outputs[peer])
             comparisons.append(
-                {"ours": name, "peer": peer, "ratio": row["ratio"], "difference": difference}
+                {
+                    "ours": name,
+                    "peer": peer,
+                    "ratio": _ratios(seconds, peer)[name],
+                    "cpu_ratio": _ratios(cpu_seconds, peer)[name],
+                    "difference": relative_difference(calls[name].output, calls[peer].output),
+                }
             )
-    return {"steps": compare(seconds, "bf16"), "against_peers": comparisons}
+    cpu_ratios = _ratios(cpu_seconds, "bf16")
+    return {
+        "steps": [
+            row | {"cpu_ratio": cpu_ratios[row["variant"]]} for row in compare(seconds, "bf16")
+        ],
+        "against_peers": comparisons,
+    }
 
 
-def _keep(outputs: dict[str, Tensor], name: str, step: Step) -> None:
-    outputs[name] = step()
+def _ratios(seconds: Mapping[str, list[float]], baseline: str) -> dict[str, float]:
+    return {row["variant"]: row["ratio"] for row in compare(seconds, baseline)}
 
 
 @torch.inference_mode()

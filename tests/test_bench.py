@@ -186,10 +186,10 @@ assert model.endswith("Q8_0.gguf") and sizes == ["2", "4", "4", "1"]
 places = 2 * 4 * 4
 values = np.fromfile(inputs, np.float32)
 assert len(values) == (16 + 96) * places + 512 * {text_dim} + 1 and values[-1] == 700
-print("ready 0.25", flush=True)
-for line in sys.stdin:
+print("0.25 0.2", flush=True)
+for number, line in enumerate(sys.stdin, start=1):
     values[: 16 * places].tofile(output)
-    print("0.1", flush=True)
+    print(0.25 + 0.1 * number, 0.2 + 0.1 * number, flush=True)
 """
 
 
@@ -224,6 +224,7 @@ def test_stepping_pairs_both_files_with_each_peer(monkeypatch, driver):
             # Both round to bfloat16, in places of their own.
             assert row["difference"] < 0.02
             assert row["ratio"] > 0
+            assert row["cpu_ratio"] > 0
 
 
 def test_a_driver_that_ends_early_is_an_error(tmp_path):

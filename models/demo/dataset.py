@@ -16,6 +16,7 @@ from models.demo.colours import COLOUR_NAMES, palette
 from models.demo.grammar import Scene, random_scene
 from models.demo.shapes import SHAPES, draw
 from models.demo.train_text_encoder import HIDDEN_SIZE, CaptionEncoder, random_prompts
+from models.demo.training import mixed_precision
 from models.sana.autoencoder_dc import AutoencoderDC
 
 _CHUNK = 32
@@ -63,7 +64,7 @@ class Pool:
             return
         rows = slice(self.count, self.count + len(prompts))
         scenes = [random_scene(prompt.asked, self._rng) for prompt in prompts]
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             latents = autoencoder.encode(draw_scenes(scenes, self.height, self.width))
         instructed = self._rng.random() < _INSTRUCTED
         states, mask = text([prompt.text for prompt in prompts], instructed=instructed)

@@ -24,6 +24,7 @@ from models.demo.training import (
     generator,
     join_processes,
     load_state,
+    mixed_precision,
     save_state,
     share_gradients,
     warm_cosine,
@@ -102,7 +103,7 @@ class FlowTraining:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             # At this size the plain attention kernel is the faster one backwards.
-            with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            with mixed_precision(), sdpa_kernel(SDPBackend.MATH):
                 own_step = step * self.processes + self.rank
                 loss = loss_of(step, generator(self.seed, own_step))
                 self.optimizer.zero_grad(set_to_none=True)

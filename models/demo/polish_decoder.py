@@ -30,6 +30,7 @@ from models.demo.training import (
     base_parser,
     generator,
     load_state,
+    mixed_precision,
     save_state,
     warm_cosine,
 )
@@ -99,7 +100,7 @@ def main() -> None:
         rate = arguments.learning_rate * warm_cosine(clock.progress, step, warmup=50)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             with torch.no_grad():
                 latents = model.encode(scenes)
             decoded = model.decode(disturb(latents, rng))

@@ -27,6 +27,7 @@ from models.demo.training import (
     generator,
     join_processes,
     load_state,
+    mixed_precision,
     psnr,
     save_state,
     share_gradients,
@@ -105,9 +106,9 @@ def unit_variance_penalty(latents: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(model: AutoencoderDC, seed: int = 7) -> float:
-    """PSNR in dB of 24 unseen scenes of 256 px, reconstructed in bfloat16 autocast."""
+    """PSNR in dB of 24 unseen scenes of 256 px, reconstructed in mixed precision."""
     scenes = random_scenes(generator(seed, 0), 24, WHOLE)
-    with torch.autocast("cpu", torch.bfloat16):
+    with mixed_precision():
         decoded = torch.cat([model.decode(model.encode(part)) for part in scenes.split(8)])
     return psnr(decoded, scenes)
 
@@ -171,7 +172,7 @@ def main() -> None:
         rate = arguments.learning_rate * warm_cosine(clock.progress, step, warmup=200)
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision():
             latents = model.encode(scenes)
             noisy = disturb(latents, rng)
             decoded = model.decode(noisy)

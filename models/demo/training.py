@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from models.native_dtypes import multiplies_bfloat16
+
 SAVE_EVERY_SECONDS = 90.0
 
 
@@ -81,6 +83,11 @@ def share_gradients(module: nn.Module, clock: Clock) -> None:
         gradient.copy_(flat[offset : offset + gradient.numel()].view_as(gradient))
         offset += gradient.numel()
     clock.spent = flat[-1].item()
+
+
+def mixed_precision() -> torch.autocast:
+    """A context in which products are in bfloat16, if this CPU multiplies that natively."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bfloat16(torch.device("cpu")))
 
 
 def generator(seed: int, step: int) -> torch.Generator:

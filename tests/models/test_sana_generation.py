@@ -177,7 +177,7 @@ def test_a_state_is_a_snapshot(pipeline: SanaPipeline) -> None:
         ("previous_denoised", torch.full((1, 32, 4, 4), torch.nan), "not finite"),
         ("step_index", torch.tensor(21), r"step_index is 21, expected 0\.\.20"),
         ("step_index", torch.tensor(-1), r"step_index is -1"),
-        ("step_index", torch.zeros(2), "step_index has 2 elements"),
+        ("step_index", torch.zeros(2), r"step_index is torch.float32 \[2\], expected one"),
     ],
 )
 def test_a_state_of_another_request_is_refused_unchanged(

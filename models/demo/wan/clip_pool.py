@@ -10,21 +10,30 @@ from __future__ import annotations
 
 import argparse
 import random
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from models.demo.training import load_state, save_state
-from models.demo.wan.captions import random_motion
+from models.demo.wan.captions import HELD_OUT_PAIRS, random_motion
 from models.demo.wan.clip_judge import Motion
-from models.demo.wan.clips import draw_references, draw_scenes, random_scene
+from models.demo.wan.clips import (
+    ClipScene,
+    draw_references,
+    draw_scenes,
+    random_scene,
+    random_tint,
+)
 from models.demo.wan.tasks import TASKS, Task, cover, empty_canvas
 from models.wan.autoencoder_loading import load_autoencoder
 from models.wan.vace_context import ContextBuilder, Encoder
 
 SHARD = 256
+TINTED = 0.25
+"""Share of clips in a colour without a name, which part what a shape is from how it is painted."""
+
 COMMON = "common.state"
 _REFERENCE_RADII = (14.0, 26.0)
 
@@ -52,6 +61,9 @@ def make_shard(encode: Encoder, seed: int) -> dict[str, object]:
     for index in range(SHARD):
         motion, size = random_motion(rng)
         scene = random_scene(motion, size, rng)
+        if rng.random() < TINTED:
+            motion = replace(motion, colour=None)
+            scene = replace(scene, colour=None, tint=random_tint(_untouched(scene), rng))
         clip = draw_scenes([scene])[0]
         reference = draw_references([scene], [rng.uniform(*_REFERENCE_RADII)])[0]
         task = TASKS[index % len(TASKS)]
@@ -64,6 +76,12 @@ def make_shard(encode: Encoder, seed: int) -> dict[str, object]:
         rows["tasks"].append(task)
         rows["names"].append([*astuple(motion), size])
     return dict(rows)
+
+
+def _untouched(scene: ClipScene) -> list[str]:
+    """The background's colour, and those that this shape must not be seen in."""
+    kept = [colour for colour, shape in HELD_OUT_PAIRS if shape == scene.shape]
+    return [scene.background, *kept]
 
 
 class Pool:

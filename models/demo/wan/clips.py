@@ -6,6 +6,7 @@ into pictures of the shape alone. `random_scene` places what a caption names at 
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.demo.colours import COLOUR_NAMES, palette
+from models.demo.colours import COLOUR_NAMES, COLOURS, palette
 from models.demo.shapes import SHAPES, draw
 from models.demo.wan.clip_judge import DIRECTIONS, Motion
 
@@ -26,18 +27,24 @@ _RADIUS_REACH = 0.75
 _LEAST_WAY, _MOST_WAY = 20.0, 26.0
 # How far the middle of the way is off the middle of the picture, along the way and across it.
 _ALONG, _ACROSS = 2.0, 10.0
+# Levels of 255 between a tint and the colours that it must not be taken for.
+_APART = 90.0
 
 
 @dataclass(frozen=True)
 class ClipScene:
-    """One clip to draw: names, centre in the first frame, way to the last, radius; in pixels."""
+    """One clip to draw: names, centre in the first frame, way to the last, radius; in pixels.
+
+    `tint`, sRGB in [-1, 1], takes the place of a colour that has no name.
+    """
 
     shape: str
-    colour: str
+    colour: str | None
     background: str
     start: tuple[float, float]
     way: tuple[float, float]
     radius: float
+    tint: tuple[float, float, float] | None = None
 
 
 def draw_clips(
@@ -80,7 +87,7 @@ def draw_scenes(scenes: Sequence[ClipScene]) -> Tensor:
     colours = palette()
     return draw_clips(
         torch.tensor([SHAPES.index(scene.shape) for scene in scenes]),
-        colours[[COLOUR_NAMES.index(scene.colour) for scene in scenes]],
+        torch.stack([_foreground(scene) for scene in scenes]),
         colours[[COLOUR_NAMES.index(scene.background) for scene in scenes]],
         torch.tensor([scene.start for scene in scenes]),
         torch.tensor([scene.way for scene in scenes]),
@@ -90,17 +97,31 @@ def draw_scenes(scenes: Sequence[ClipScene]) -> Tensor:
 
 def draw_references(scenes: Sequence[ClipScene], radii: Sequence[float]) -> Tensor:
     """Pictures [B, 3, SIDE, SIDE] in [-1, 1] of each scene's shape in the middle of white."""
-    colours = palette()
     count = len(scenes)
     return draw(
         torch.tensor([SHAPES.index(scene.shape) for scene in scenes]),
-        colours[[COLOUR_NAMES.index(scene.colour) for scene in scenes]],
+        torch.stack([_foreground(scene) for scene in scenes]),
         torch.ones(count, 3),
         torch.full((count, 2), SIDE / 2),
         torch.tensor(radii),
         SIDE,
         SIDE,
     )
+
+
+def _foreground(scene: ClipScene) -> Tensor:
+    if scene.tint is not None:
+        return torch.tensor(scene.tint)
+    assert scene.colour is not None
+    return palette()[COLOUR_NAMES.index(scene.colour)]
+
+
+def random_tint(apart_from: Sequence[str], rng: random.Random) -> tuple[float, float, float]:
+    """A colour, sRGB in [-1, 1], that nobody would take for one of the named ones given."""
+    while True:
+        tint = (rng.randrange(256), rng.randrange(256), rng.randrange(256))
+        if all(math.dist(tint, COLOURS[name]) >= _APART for name in apart_from):
+            return tuple(value / 127.5 - 1 for value in tint)  # type: ignore[return-value]
 
 
 def random_scene(motion: Motion, size: str, rng: random.Random) -> ClipScene:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 
 import torch
@@ -17,6 +18,7 @@ from models.demo.wan.clips import (
     draw_references,
     draw_scenes,
     random_scene,
+    random_tint,
 )
 
 
@@ -53,6 +55,17 @@ def test_scenes_lie_inside_the_picture():
                 # A large shape may reach over the edge by no more than a few pixels.
                 assert min(ends) - scene.radius > -4
                 assert max(ends) + scene.radius < SIDE + 4
+
+
+def test_a_tint_is_far_from_the_colours_it_must_not_be_taken_for_and_is_drawn():
+    rng = random.Random(3)
+    for _ in range(50):
+        tint = random_tint(["red", "blue"], rng)
+        levels = [(value + 1) * 127.5 for value in tint]
+        assert all(math.dist(levels, COLOURS[name]) > 80 for name in ("red", "blue"))
+        scene = ClipScene("circle", None, "white", (32.0, 32.0), (0.0, 0.0), 14.0, tint)
+        for picture in (draw_scenes([scene])[0][:, 0], draw_references([scene], [14.0])[0]):
+            assert torch.allclose(picture[:, SIDE // 2, SIDE // 2], torch.tensor(tint), atol=1e-5)
 
 
 def test_a_reference_shows_the_shape_in_the_middle_of_white():
