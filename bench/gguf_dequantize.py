@@ -1,8 +1,8 @@
 """Our dequantisation of GGUF blocks against diffusers', taking turns in one process.
 
 One weight of the 1.3B Wan feed-forward's shape, 8960 x 1536, random blocks of each type, made
-bfloat16 as a packed linear layer needs it: ours into a scratch tensor that is used again, theirs
-as their GGUF linear does it. A bfloat16 linear layer on 768 tokens stands beside as a measure.
+ready to be multiplied: ours into a scratch tensor that is used again, theirs as their GGUF linear
+does it. A linear layer on 768 tokens stands beside as a measure.
 Goals: at least 4 times diffusers' rate for Q8_0, 2.5 times for Q4_K.
 """
 
@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 
 from bench.interleaved import compare, time_interleaved
+from bench.precision import DTYPE, DTYPE_NAME
 from bench.run import table
 from models.weights.gguf.dequantize import dequantize
 from models.weights.gguf.format import BLOCK, QuantType
@@ -33,12 +34,12 @@ def type_figures(type: QuantType, rounds: int) -> dict[str, Any]:
     shape = (ROWS, COLUMNS // elements * size)
     data = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
     theirs = GGUFParameter(data, quant_type=int(type))
-    scratch = torch.empty(ROWS, COLUMNS, dtype=torch.bfloat16)
+    scratch = torch.empty(ROWS, COLUMNS, dtype=DTYPE)
     weight = torch.empty_like(scratch).normal_(generator=random)
-    tokens = torch.randn(TOKENS, COLUMNS, generator=random).bfloat16()
+    tokens = torch.randn(TOKENS, COLUMNS, generator=random).to(DTYPE)
     seconds = time_interleaved(
         {
-            "diffusers": lambda: dequantize_gguf_tensor(theirs).to(torch.bfloat16),
+            "diffusers": lambda: dequantize_gguf_tensor(theirs).to(DTYPE),
             "ours": lambda: dequantize(data, type, out=scratch),
             "linear": lambda: functional.linear(tokens, weight),
         },
@@ -63,8 +64,8 @@ def run(rounds: int = 7, threads: int = 1) -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "rounds": rounds,
-        "weight": f"{ROWS} x {COLUMNS}, to bfloat16",
-        "linear": f"{TOKENS} tokens, bfloat16",
+        "weight": f"{ROWS} x {COLUMNS}, to {DTYPE_NAME}",
+        "linear": f"{TOKENS} tokens, {DTYPE_NAME}",
         "dequantize": [type_figures(type, rounds) for type in QuantType if type not in PLAIN],
     }
 

@@ -1,9 +1,9 @@
 """One way of loading a Wan-VACE GGUF file: seconds and memory, each in a process of its own.
 
 `python -m bench.gguf_loading WAY FILE FOLDER` prints the figures of one way as JSON; this is what
-`measure_apart` runs. `open` maps the file and makes a view of every tensor, `packed` and `bf16` are
-ours, `diffusers` is `from_single_file`, which is told the configuration by FOLDER. A tiny file is
-loaded first in the same way, so that imports are neither timed nor counted.
+`measure_apart` runs. `open` maps the file and makes a view of every tensor, `packed` and `unpacked`
+are ours, `diffusers` is `from_single_file`, which is told the configuration by FOLDER. A tiny file
+is loaded first in the same way, so that imports are neither timed nor counted.
 
 Private memory is what belongs to the process and to no file: what two workers on one machine pay
 twice. Pages of a mapped file are in the peak, since they are resident, but the kernel takes them
@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from bench.precision import DTYPE
 from bench.synthetic_gguf import TINY, write_diffusers_config, write_random_model
 from models.wan.transformer_loading import load_transformer
 from models.weights.gguf.file import GgufFile
@@ -35,19 +36,19 @@ _CPU = torch.device("cpu")
 
 
 def load_ours(residency: str, path: Path) -> Any:
-    """Our transformer, its activations in bfloat16."""
-    return load_transformer(path, device=_CPU, dtype=torch.bfloat16, residency=residency)  # type: ignore[arg-type]
+    """Our transformer, computing in DTYPE."""
+    return load_transformer(path, device=_CPU, dtype=DTYPE, residency=residency)  # type: ignore[arg-type]
 
 
 def load_diffusers(path: Path, config: Path) -> Any:
-    """Diffusers' transformer from the same file, computing in bfloat16."""
+    """Diffusers' transformer from the same file, computing in DTYPE."""
     from diffusers import GGUFQuantizationConfig, WanVACETransformer3DModel
 
     return WanVACETransformer3DModel.from_single_file(
         str(path),
         config=str(config),
-        quantization_config=GGUFQuantizationConfig(compute_dtype=torch.bfloat16),
-        dtype=torch.bfloat16,
+        quantization_config=GGUFQuantizationConfig(compute_dtype=DTYPE),
+        dtype=DTYPE,
     )
 
 
@@ -76,7 +77,7 @@ def peak_bytes() -> int:
 WAYS: dict[str, Callable[[Path, Path], Any]] = {
     "open": lambda path, config: _open(path),
     "packed": lambda path, config: load_ours("packed", path),
-    "bf16": lambda path, config: load_ours("bf16", path),
+    "unpacked": lambda path, config: load_ours("bf16", path),
     "diffusers": load_diffusers,
 }
 

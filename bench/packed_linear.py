@@ -1,7 +1,7 @@
-"""The packed linear layer against the bfloat16 one and diffusers' GGUF layer, taking turns.
+"""The packed linear layer against the plain one and diffusers' GGUF layer, taking turns.
 
 Layer sizes are those of Wan 1.3B, the input is one short clip of 768 tokens, blocks are random with
-finite scales. The goals, of our bfloat16 layer's time: Q8_0 at most 1.10, Q4_K at most 1.30.
+finite scales. The goals, of the plain layer's time: Q8_0 at most 1.10, Q4_K at most 1.30.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.interleaved import compare, time_interleaved
+from bench.precision import DTYPE, DTYPE_NAME
 from bench.run import table
 from models.weights.gguf.format import BLOCK, QuantType
 from models.weights.gguf.packed_tensor import PackedTensor
@@ -46,7 +47,7 @@ def _diffusers_layer(weight: PackedTensor, bias: Tensor) -> nn.Module:
     from gguf import GGMLQuantizationType
 
     out_features, in_features = weight.shape
-    layer = GGUFLinear(in_features, out_features, bias=True, compute_dtype=torch.bfloat16)
+    layer = GGUFLinear(in_features, out_features, bias=True, compute_dtype=DTYPE)
     kind = GGMLQuantizationType(int(weight.type))
     layer.weight = GGUFParameter(weight.data, quant_type=kind)
     layer.bias = nn.Parameter(bias, requires_grad=False)
@@ -58,18 +59,18 @@ def _call(layer: nn.Module, x: Tensor) -> Callable[[], Tensor]:
 
 
 def layer_figures(out_features: int, in_features: int, rounds: int) -> list[dict[str, Any]]:
-    """All variants of one layer; `ratio` is to our bfloat16 layer."""
-    x = torch.randn(TOKENS, in_features, dtype=torch.bfloat16)
-    bias = torch.randn(out_features, dtype=torch.bfloat16)
-    weight = torch.randn(out_features, in_features, dtype=torch.bfloat16)
+    """All variants of one layer; `ratio` is to the plain layer."""
+    x = torch.randn(TOKENS, in_features, dtype=DTYPE)
+    bias = torch.randn(out_features, dtype=DTYPE)
+    weight = torch.randn(out_features, in_features, dtype=DTYPE)
     variants: dict[str, Callable[[], Tensor]] = {
-        "bf16": lambda: functional.linear(x, weight, bias),
+        "plain": lambda: functional.linear(x, weight, bias),
     }
     for type in TYPES:
         packed = random_blocks(type, out_features, in_features, seed=int(type))
         variants[f"{type.name} packed"] = _call(PackedLinear(packed, bias), x)
         variants[f"{type.name} diffusers"] = _call(_diffusers_layer(packed, bias), x)
-    rows = compare(time_interleaved(variants, rounds=rounds), "bf16")
+    rows = compare(time_interleaved(variants, rounds=rounds), "plain")
     for row in rows:
         row["min_ratio"] = row["min_ms"] / rows[0]["min_ms"]
     return [{"shape": f"{out_features}x{in_features}"} | row for row in rows]
@@ -83,6 +84,7 @@ def run(rounds: int = 9, threads: int = 1) -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "rounds": rounds,
+        "dtype": DTYPE_NAME,
         "tokens": TOKENS,
         "layers": [row for sizes in SIZES for row in layer_figures(*sizes, rounds)],
     }

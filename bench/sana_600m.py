@@ -1,4 +1,4 @@
-"""The whole pipeline at the true 600M configuration and 512 px, against diffusers, in bfloat16.
+"""The whole pipeline at the true 600M configuration and 512 px, against diffusers.
 
 No published weights are needed: a checkpoint folder is written with random ones, the transformer
 and the autoencoder at their real sizes. The text encoder has Gemma-2-2B's width but two layers, and
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench import sana_pipeline
+from bench.precision import DTYPE_NAME
 from bench.run import table
 from models.catalogue import discover
 
@@ -80,7 +81,7 @@ def run(rounds: int = 3, threads: int = 1) -> dict[str, Any]:
             rounds,
             write_checkpoint(Path(folder) / "sana-600m-random"),
             threads,
-            dtype="bfloat16",
+            dtype=DTYPE_NAME,
             steps=STEPS,
             batching=False,
         )

@@ -1,6 +1,6 @@
 """Our Sana transformer against diffusers' on the same random weights, taking turns in one process.
 
-Three sizes: one block of the published 600M shape as a guided step runs it (bfloat16, batch of two,
+Three sizes: one block of the published 600M shape as a guided step runs it (batch of two,
 300 text tokens), a whole step of the demo shape, and the whole 600M model, which is also where both
 are held against float32. Text keys and values come cached on our side, as in serving; diffusers
 computes them in every call, as its pipeline does.
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from bench.interleaved import compare, time_interleaved
+from bench.precision import DTYPE, DTYPE_NAME
 from bench.run import table
 from models.sana.transformer import SanaTransformer, SanaTransformerConfig
 
@@ -136,8 +137,8 @@ def _compared(calls: tuple[Call, Call], rounds: int) -> list[dict[str, Any]]:
 
 
 def block_figures(rounds: int) -> list[dict[str, Any]]:
-    """A 600M block in bfloat16 with all text tokens in use, and with short prompts."""
-    pair = _Pair(SANA_600M | {"num_layers": 1}, torch.bfloat16)
+    """A 600M block with all text tokens in use, and with short prompts."""
+    pair = _Pair(SANA_600M | {"num_layers": 1}, DTYPE)
     return [
         {"side_px": side, "text_tokens": name} | row
         for side in (512, 1024)
@@ -154,7 +155,7 @@ def demo_figures(rounds: int) -> list[dict[str, Any]]:
     shape = json.loads(DEMO_CONFIG.read_text()) if DEMO_CONFIG.exists() else DEMO
     shape = {key: value for key, value in shape.items() if not key.startswith("_")}
     rows = []
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in {torch.float32: None, DTYPE: None}:
         pair = _Pair(shape, dtype)
         rows += [
             {"dtype": str(dtype).removeprefix("torch."), "tokens": size * size} | row
@@ -166,7 +167,7 @@ def demo_figures(rounds: int) -> list[dict[str, Any]]:
 
 
 def model_figures(rounds: int) -> dict[str, Any]:
-    """The whole 600M model at 512 pixels: errors in both precisions, then a bfloat16 step."""
+    """The whole 600M model at 512 pixels: errors, then a step in DTYPE."""
     pair = _Pair(SANA_600M, torch.float32)
     full = (TEXT_TOKENS, TEXT_TOKENS)
     seeds = range(_ATTEMPTS)
@@ -176,19 +177,29 @@ def model_figures(rounds: int) -> dict[str, Any]:
         theirs, ours = pair.step(16, full, seed)
         exact.append(theirs())
         float32_error = max(float32_error, _relative_error(ours(), exact[-1]))
-    pair.cast(torch.bfloat16)
+    figures = {
+        "parameters": sum(parameter.numel() for parameter in pair.ours.parameters()),
+        "float32_relative_error": float32_error,
+    }
+    if DTYPE is torch.bfloat16:
+        pair.cast(DTYPE)
+        figures |= bfloat16_errors(pair, full, exact)
+    return figures | {"step_512px": _compared(pair.step(16, full), rounds)}
+
+
+def bfloat16_errors(
+    pair: _Pair, lengths: tuple[int, int], exact: Sequence[torch.Tensor]
+) -> dict[str, Any]:
+    """Errors of both sides against the float32 results of the first seeds, and their ratio."""
     errors: dict[str, list[float]] = {"diffusers": [], "ours": []}
-    for seed, truth in zip(seeds, exact, strict=True):
-        theirs, ours = pair.step(16, full, seed)
+    for seed, truth in enumerate(exact):
+        theirs, ours = pair.step(16, lengths, seed)
         errors["diffusers"].append(_relative_error(theirs(), truth))
         errors["ours"].append(_relative_error(ours(), truth))
     means = {name: sum(values) / len(values) for name, values in errors.items()}
     return {
-        "parameters": sum(parameter.numel() for parameter in pair.ours.parameters()),
-        "float32_relative_error": float32_error,
         "bfloat16_error": means,
         "bfloat16_error_ratio": means["ours"] / means["diffusers"],
-        "step_512px_bfloat16": _compared(pair.step(16, full), rounds),
     }
 
 
@@ -199,7 +210,8 @@ def run(rounds: int = 7, threads: int = 1) -> dict[str, Any]:
     return {
         "threads": torch.get_num_threads(),
         "rounds": rounds,
-        "block_600m_bfloat16": block_figures(rounds),
+        "dtype": DTYPE_NAME,
+        "block_600m": block_figures(rounds),
         "demo_step": demo_figures(rounds),
         "model_600m": model_figures(rounds),
     }

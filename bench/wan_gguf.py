@@ -2,9 +2,10 @@
 
 The files are of full size with random blocks, Q8_0 and Q4_K_M. Each way of loading runs in a
 process of its own, with the file in the page cache. Then one process holds our model packed from
-both files, ours in bfloat16 and diffusers' from both, and they take turns at one evaluation without
-guidance of a clip of 9 frames at 256 x 256, which is 768 tokens. In bfloat16 the type of the file
-makes no difference to a step, so that one stands for both.
+both files, ours unpacked and diffusers' from both, and they take turns at one evaluation without
+guidance of a clip of 9 frames at 256 x 256, which is 768 tokens. Once unpacked, the type of the
+file makes no difference to a step, so that one stands for both. All compute in bfloat16, or in
+float32 on a CPU that has no bfloat16.
 
 stable-diffusion.cpp steps the Q8_0 file in the same rounds where `--sdcpp` names the driver that
 `bench/sdcpp_step.cpp` tells how to build. Goals: all views of a 2 GB file in at most 0.1 s with at
@@ -26,6 +27,7 @@ import torch
 
 from bench.gguf_loading import WAYS, load_diffusers, load_ours, measure_apart
 from bench.interleaved import compare, time_interleaved
+from bench.precision import DTYPE, DTYPE_NAME
 from bench.run import table
 from bench.sdcpp import SdcppStep
 from bench.synthetic_gguf import VACE_1_3B, write_diffusers_config, write_random_model
@@ -60,7 +62,7 @@ def our_and_diffusers_steps(
 ) -> dict[str, Step]:
     """Every variant by name, warmed up on a tiny clip, which reads all weights once."""
     first = next(iter(paths))
-    ours = {"bf16": load_ours("bf16", paths[first])}
+    ours = {"unpacked": load_ours("bf16", paths[first])}
     theirs = {}
     for name, path in paths.items():
         ours[f"{name} packed"] = load_ours("packed", path)
@@ -69,9 +71,9 @@ def our_and_diffusers_steps(
     for model in ours.values():
         our_step(model, tiny)()
     for model in theirs.values():
-        diffusers_step(model, tiny)()
+        diffusers_step(model, tiny, DTYPE)()
     return {name: our_step(model, clip) for name, model in ours.items()} | {
-        name: diffusers_step(model, clip) for name, model in theirs.items()
+        name: diffusers_step(model, clip, DTYPE) for name, model in theirs.items()
     }
 
 
@@ -94,7 +96,7 @@ class _Timed:
 
 def step_figures(steps: Mapping[str, Step], rounds: int) -> dict[str, Any]:
     """Times in turns. A comparison with a peer has the ratio of times inside the rounds, and how
-    far the results are apart: all compute in bfloat16 or, stable-diffusion.cpp, in 8-bit integers.
+    far the results are apart: all compute in DTYPE or, stable-diffusion.cpp, in 8-bit integers.
 
     Rounds are few, so ratios of processor time stand beside those of seconds: what others do on the
     machine disturbs them less.
@@ -107,8 +109,8 @@ def step_figures(steps: Mapping[str, Step], rounds: int) -> dict[str, Any]:
         file, _, program = peer.partition(" ")
         if program not in PEERS:
             continue
-        # The bfloat16 model is that of the first file: only there do the weights agree.
-        for name in (f"{file} packed", *(["bf16"] if file == FILE_TYPES[0].name else [])):
+        # The unpacked model is that of the first file: only there do the weights agree.
+        for name in (f"{file} packed", *(["unpacked"] if file == FILE_TYPES[0].name else [])):
             comparisons.append(
                 {
                     "ours": name,
@@ -118,10 +120,10 @@ def step_figures(steps: Mapping[str, Step], rounds: int) -> dict[str, Any]:
                     "difference": relative_difference(calls[name].output, calls[peer].output),
                 }
             )
-    cpu_ratios = _ratios(cpu_seconds, "bf16")
+    cpu_ratios = _ratios(cpu_seconds, "unpacked")
     return {
         "steps": [
-            row | {"cpu_ratio": cpu_ratios[row["variant"]]} for row in compare(seconds, "bf16")
+            row | {"cpu_ratio": cpu_ratios[row["variant"]]} for row in compare(seconds, "unpacked")
         ],
         "against_peers": comparisons,
     }
@@ -161,6 +163,7 @@ def run(
         return {
             "threads": torch.get_num_threads(),
             "rounds": rounds,
+            "dtype": DTYPE_NAME,
             "tokens": clip.tokens,
             "files": files,
             "loading": loading,

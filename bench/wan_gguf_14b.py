@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from bench.gguf_loading import ROOT, load_ours, peak_bytes, private_bytes
+from bench.precision import DTYPE_NAME
 from bench.run import table
 from bench.synthetic_gguf import VACE_14B, planned_tensors, write_random_model
 from bench.wan_steps import Clip, Sizes, our_step
@@ -48,6 +49,7 @@ def load_and_step(path: Path, latents: Sizes = LATENTS) -> dict[str, Any]:
     figures["step_seconds"] = time.perf_counter() - started
     figures["step_cpu_seconds"] = time.process_time() - cpu_started
     figures["tokens"] = clip.tokens
+    figures["dtype"] = DTYPE_NAME
     if not velocity.isfinite().all():
         raise ArithmeticError("the step left numbers that are not finite")
     return figures | {

@@ -45,13 +45,13 @@ def our_step(model: Any, clip: Clip) -> Step:
     return lambda: model(latents, time_modulation, text, context)
 
 
-def diffusers_step(model: Any, clip: Clip) -> Step:
-    """A step of diffusers' transformer, its inputs in bfloat16."""
+def diffusers_step(model: Any, clip: Clip, dtype: torch.dtype = torch.bfloat16) -> Step:
+    """A step of diffusers' transformer, its inputs in the dtype that it computes in."""
     arguments = {
-        "hidden_states": clip.latents.to(model.device, torch.bfloat16),
+        "hidden_states": clip.latents.to(model.device, dtype),
         "timestep": clip.timesteps.to(model.device),
-        "encoder_hidden_states": clip.padded_prompt.to(model.device, torch.bfloat16),
-        "control_hidden_states": clip.context.to(model.device, torch.bfloat16),
+        "encoder_hidden_states": clip.padded_prompt.to(model.device, dtype),
+        "control_hidden_states": clip.context.to(model.device, dtype),
     }
 
     def step() -> Tensor:

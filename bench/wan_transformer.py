@@ -1,6 +1,6 @@
 """Our Wan-VACE blocks against diffusers' on the same random weights, taking turns in one process.
 
-One trunk block and one VACE block of the published 1.3B shape, bfloat16, on the 768 tokens of a
+One trunk block and one VACE block of the published 1.3B shape on the 768 tokens of a
 clip of 9 frames at 256 x 256. Text keys and values come cached on our side, as in serving;
 diffusers projects the padded text in every call, as its pipeline does. Both are held against the
 same blocks in float32.
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from bench.interleaved import compare, time_interleaved
+from bench.precision import DTYPE, DTYPE_NAME
 from bench.run import table
 from models.wan.rope import rotations
 from models.wan.transformer import WanVaceConfig, WanVaceTransformer
@@ -108,17 +109,18 @@ def run(rounds: int = 7, threads: int = 1) -> dict[str, Any]:
     float32_error = max(
         _relative_error(pair.calls(vace=vace)[1](), exact[kind]) for kind, vace in kinds.items()
     )
-    pair.cast(torch.bfloat16)
+    pair.cast(DTYPE)
     rows = []
     for kind, vace in kinds.items():
         calls = dict(zip(("diffusers", "ours"), pair.calls(vace=vace), strict=True))
         timed = compare(time_interleaved(calls, rounds=rounds), "diffusers")
         for row in timed:
             error = _relative_error(calls[row["variant"]](), exact[kind])
-            rows.append({"block": kind} | row | {"bfloat16_error": error})
+            rows.append({"block": kind} | row | {"error": error})
     return {
         "threads": torch.get_num_threads(),
         "rounds": rounds,
+        "dtype": DTYPE_NAME,
         "float32_relative_error": float32_error,
         "blocks_1_3b_768_tokens": rows,
     }
