@@ -132,15 +132,20 @@ def random_motion(rng: random.Random) -> tuple[Motion, str]:
 
 
 def training_prompt(
-    motion: Motion, size: str, rng: random.Random, *, is_shown: bool = False
+    motion: Motion,
+    size: str,
+    rng: random.Random,
+    *,
+    is_shown: bool = False,
+    is_ground_shown: bool = False,
 ) -> ClipPrompt:
-    """One caption of a training clip.
+    """One caption of a training clip, whose colour may have no name.
 
     Some captions leave things out, so that the words for shapes and for colours are learnt apart.
-    Those of a clip that the model is shown some other way, too, may well leave out what it looks
-    like.
+    Those of a clip whose shape or background the model is shown some other way, too, may well leave
+    out what that looks like.
     """
-    if rng.random() < 0.25:
+    if motion.colour is not None and rng.random() < 0.25:
         return ClipPrompt(caption(motion, rng, plain=True), motion)
     asked = motion
     if is_shown and rng.random() < 0.4:
@@ -151,7 +156,7 @@ def training_prompt(
         asked = replace(asked, shape=None)
     if rng.random() < 0.06:
         asked = replace(asked, direction=None)
-    if rng.random() < 0.06:
+    if rng.random() < (0.4 if is_ground_shown else 0.06):
         asked = replace(asked, background=None)
     named = size if rng.random() < 0.4 else None
     return ClipPrompt(caption(asked, rng, size=named), asked, named)

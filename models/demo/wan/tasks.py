@@ -22,6 +22,9 @@ TASKS: tuple[Task, ...] = get_args(Task)
 SHOWN: frozenset[Task] = frozenset({"first", "last", "ends", "outpaint", "reference"})
 """Tasks in which the model sees what the shape looks like, so that a caption need not say it."""
 
+GROUND_SHOWN: frozenset[Task] = frozenset({"first", "last", "ends", "inpaint", "outpaint"})
+"""Tasks in which the model sees the background."""
+
 _LUMA = (0.299, 0.587, 0.114)
 _LEAST_BOX, _MOST_BOX = 28, 56
 _MOST_MARGIN = 20

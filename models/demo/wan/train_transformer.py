@@ -17,7 +17,7 @@ from torch import Tensor
 from models.demo.flow_training import FlowTraining, flow_parser, noisy
 from models.demo.wan.captions import training_prompt
 from models.demo.wan.clip_pool import Pool, Samples
-from models.demo.wan.tasks import SHOWN
+from models.demo.wan.tasks import GROUND_SHOWN, SHOWN
 from models.demo.wan.train_text_encoder import (
     HIDDEN_SIZE,
     TEXT_LEN,
@@ -61,7 +61,9 @@ def build_transformer() -> WanVaceTransformer:
 def word(samples: Samples, text: CaptionEncoder, rng: random.Random) -> list[Tensor]:
     """Text states of a new caption for each sample, some of them of the empty prompt."""
     captions = [
-        training_prompt(motion, size, rng, is_shown=task in SHOWN).text
+        training_prompt(
+            motion, size, rng, is_shown=task in SHOWN, is_ground_shown=task in GROUND_SHOWN
+        ).text
         for task, motion, size in zip(samples.tasks, samples.motions, samples.sizes, strict=True)
     ]
     return text(["" if rng.random() < CAPTION_DROPOUT else caption for caption in captions])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -54,7 +55,16 @@ def test_free_wordings_name_what_is_asked_and_nothing_else(seed):
     rng = random.Random(seed)
     for _ in range(200):
         motion, size = random_motion(rng)
-        prompt = training_prompt(motion, size, rng, is_shown=rng.random() < 0.5)
+        if rng.random() < 0.3:
+            motion = replace(motion, colour=None)
+        prompt = training_prompt(
+            motion,
+            size,
+            rng,
+            is_shown=rng.random() < 0.5,
+            is_ground_shown=rng.random() < 0.5,
+        )
+        assert "None" not in prompt.text
         asked = prompt.asked
         for name in ("shape", "colour", "background", "direction"):
             assert getattr(asked, name) in (None, getattr(motion, name))
