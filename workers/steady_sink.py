@@ -45,6 +45,8 @@ class SteadySink:
 
         Raises StoreUnavailable once Redis has been away for a minute.
         """
+        # Only a thread that gets on reports: between the tiles of a long decoding, for one.
+        self._pulse.beat()
         if self._away_since is not None and self._clock() < self._next_try:
             return [Verdict.CONTINUE] * len(updates)
         try:
@@ -63,6 +65,11 @@ class SteadySink:
             log.info("Redis is back", away_seconds=round(self._clock() - self._away_since, 1))
             self._away_since = None
         return verdicts
+
+    def restarted(self, job: ClaimedJob, cause: str) -> bool:
+        """Tell that a job starts at step 0 after all. Waits like `finish`."""
+        with self._pulse.waiting():
+            return self._lease.restarted(job, cause)
 
     def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
         """Settle a job, waiting up to a minute for Redis. Raises StoreUnavailable after that."""
