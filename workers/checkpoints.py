@@ -3,8 +3,8 @@
 Between two steps the engine offers every job that has moved. If a checkpoint is due the state is
 copied, which is all that happens on the step path; the background makes a file of it, stores it,
 points the job at it and removes what it replaces. A disk that is full, or a Redis that is away,
-costs the checkpoint and not the job. When a job is claimed that has a checkpoint, `restore` reads
-it into a generation prepared anew.
+costs the checkpoint and not the job. When a job is claimed that has a checkpoint, `resume` reads it
+into a generation prepared anew.
 """
 
 from __future__ import annotations
@@ -107,27 +107,23 @@ class Checkpoints:
         self._every_seconds = every_seconds
         self._trails: dict[str, _Trail] = {}
 
-    def restore(self, job: ClaimedJob, generation: Generation) -> None:
-        """Move a freshly prepared `generation` to where the job's checkpoint stands.
+    def resume(self, member: Member) -> str | None:
+        """Move a freshly prepared member to where its job's checkpoint stands, if it has one.
 
-        Raises CheckpointUnusable, and the generation is still at its beginning then.
+        Returns None, or why the checkpoint is of no use: MISSING, DAMAGED or FOREIGN. The
+        generation is still at its beginning then.
         """
-        checkpoint = job.checkpoint
-        assert checkpoint is not None
-        if not is_checkpoint_of(job.id, checkpoint.key):
-            raise CheckpointUnusable(FOREIGN, f"{checkpoint.key!r} is not the job's")
-        try:
-            data = self._blobs.read(checkpoint.key)
-        except FileNotFoundError as error:
-            raise CheckpointUnusable(MISSING, "there is no such file") from error
-        except (OSError, ValueError) as error:
-            raise CheckpointUnusable(DAMAGED, f"it cannot be read: {error}") from error
-        state = unpack(data, checkpoint.sha256, self._facts(job), checkpoint.step)
-        try:
-            generation.load_state_dict(state)
-        except ValueError as error:
-            raise CheckpointUnusable(FOREIGN, str(error)) from error
-        self._trail(job).step = checkpoint.step
+        job, generation = member.job, member.generation
+        if job.checkpoint is None or generation is None:
+            return None
+        error = attempt(partial(self._restore, job, job.checkpoint, generation))
+        if isinstance(error, Exception):
+            cause = error.cause if isinstance(error, CheckpointUnusable) else DAMAGED
+            log.warning("cannot resume, starting anew", job=job.id, cause=cause, error=str(error))
+            return cause
+        member.resumed_steps = self._trail(job).step = job.checkpoint.step
+        metrics.RESUMED_STEPS.inc(job.checkpoint.step)
+        return None
 
     def offer(self, member: Member, now: float, seconds_left: float | None) -> None:
         """Take a checkpoint if one is due: the job has just moved and has `seconds_left`.
@@ -166,6 +162,20 @@ class Checkpoints:
         if trail.keys or trail.pending is not None:
             # Behind what is still being written.
             self._background.submit(lambda: self._remove(trail.keys))
+
+    def _restore(self, job: ClaimedJob, checkpoint: Checkpoint, generation: Generation) -> None:
+        """Raises CheckpointUnusable, or what reading raises."""
+        if not is_checkpoint_of(job.id, checkpoint.key):
+            raise CheckpointUnusable(FOREIGN, f"{checkpoint.key!r} is not the job's")
+        try:
+            data = self._blobs.read(checkpoint.key)
+        except FileNotFoundError as error:
+            raise CheckpointUnusable(MISSING, "there is no such file") from error
+        state = unpack(data, checkpoint.sha256, self._facts(job), checkpoint.step)
+        try:
+            generation.load_state_dict(state)
+        except ValueError as error:
+            raise CheckpointUnusable(FOREIGN, str(error)) from error
 
     def _trail(self, job: ClaimedJob) -> _Trail:
         trail = self._trails.get(job.execution_id)

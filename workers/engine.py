@@ -25,7 +25,6 @@ from models.errors import Cancelled
 from models.pipeline import Generation, KeepGoing, Pipeline, Request
 from workers import metrics
 from workers.batch_limits import BatchLimits
-from workers.checkpoint_file import DAMAGED, CheckpointUnusable
 from workers.checkpoints import Checkpoints
 from workers.device import Device, is_out_of_memory
 from workers.failures import attempt, cancelled, failure_of
@@ -46,7 +45,8 @@ class Engine:
     """Everything resident on one device. All methods but `held` and `post` run on one thread.
 
     `capacity` bounds the images in memory (a job of several images may exceed it by those);
-    `preview_seconds` is the least time between two previews of a job; `clock` counts seconds.
+    `preview_seconds` is the least time between two previews of a job; `alive` is called whenever
+    a piece of longer work got done; `clock` counts seconds.
     """
 
     def __init__(
@@ -61,6 +61,7 @@ class Engine:
         *,
         capacity: int,
         preview_seconds: float,
+        alive: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pipelines = pipelines
@@ -72,7 +73,9 @@ class Engine:
         self._limits = limits
         self._capacity = capacity
         self._previews = Previews(pipelines, preview_seconds)
+        self._alive = alive
         self._clock = clock
+        self._is_draining = False
         self._members: dict[str, Member] = {}
         self._held: tuple[ClaimedJob, ...] = ()
         self._posted: dict[str, Verdict] = {}
@@ -117,7 +120,8 @@ class Engine:
         begun = self._run(member, partial(self._prepare, member))
         if begun is not None:
             member.begin(*begun)
-            self._resume(member)
+            if (cause := self._checkpoints.resume(member)) is not None:
+                self._sink.restarted(job, cause)
             # Told before the first step, which may be long; also the next chance to cancel.
             self._report([member], Stage.DENOISING)
 
@@ -145,6 +149,10 @@ class Engine:
         elif not batch:
             self._storing.pause()
         self._collect()
+
+    def drain(self) -> None:
+        """From now on jobs get a checkpoint before they are decoded: the grace may end first."""
+        self._is_draining = True
 
     def hopeless(self, seconds: float) -> list[ClaimedJob]:
         """Jobs that need more than `seconds` to the end even alone, as far as measured."""
@@ -208,20 +216,6 @@ class Engine:
         self._device.synchronize()
         return request, generation
 
-    def _resume(self, member: Member) -> None:
-        """Go on from the job's checkpoint, if it has one; a useless one only costs its steps."""
-        job, generation = member.job, member.generation
-        if job.checkpoint is None or generation is None:
-            return
-        error = attempt(partial(self._checkpoints.restore, job, generation))
-        if isinstance(error, Exception):
-            cause = error.cause if isinstance(error, CheckpointUnusable) else DAMAGED
-            log.warning("cannot resume, starting anew", job=job.id, cause=cause, error=str(error))
-            self._sink.restarted(job, cause)
-            return
-        member.resumed_steps = generation.step_index
-        metrics.RESUMED_STEPS.inc(generation.step_index)
-
     def _advance(self, pipeline: Pipeline, members: Sequence[Member]) -> None:
         batch = [m.generation for m in members if m.generation is not None]
         pipeline.step(batch, self._keep_going(*members))
@@ -231,6 +225,7 @@ class Engine:
         """For work that only `members` want: leaves it once none of them does any more."""
 
         def look() -> None:
+            self._alive()
             if all(m.job.execution_id in self._posted for m in members):
                 raise Cancelled
 
@@ -271,6 +266,8 @@ class Engine:
         if not bool(generation.latents.isfinite().all()):
             self._fail(member, Stage.DENOISING, ArithmeticError("the latents are not finite"))
             return
+        if self._is_draining:
+            self._checkpoints.save([member], timeout=0.0)
         decode = partial(self._pipelines[model].decode, generation, self._keep_going(member))
         media = self._run(member, decode)
         if media is None or not self._report([member], Stage.STORING):

@@ -152,6 +152,7 @@ class Worker:
             BatchLimits(self._settings.max_batch_images),
             capacity=2 * self._settings.max_batch_images,
             preview_seconds=self._settings.preview_seconds,
+            alive=self._pulse.beat,
         )
         self._state = "serving"
         self._heartbeat.hurry()
@@ -240,6 +241,7 @@ class Worker:
         What cannot end in time goes on elsewhere at once.
         """
         self._state = "draining"
+        engine.drain()
         self._heartbeat.hurry()
         log.info("draining", jobs=len(engine.held()), seconds=self._settings.drain_seconds)
         while not self._is_leaving():

@@ -45,8 +45,6 @@ class SteadySink:
 
         Raises StoreUnavailable once Redis has been away for a minute.
         """
-        # Only a thread that gets on reports: between the tiles of a long decoding, for one.
-        self._pulse.beat()
         if self._away_since is not None and self._clock() < self._next_try:
             return [Verdict.CONTINUE] * len(updates)
         try:

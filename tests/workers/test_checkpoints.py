@@ -285,6 +285,25 @@ def test_a_job_saved_after_its_last_step_is_only_decoded_elsewhere() -> None:
     assert outputs(other) == outputs(unbroken)
 
 
+def test_a_draining_engine_keeps_the_last_step_of_what_it_may_not_come_to_store() -> None:
+    storing = Later()
+    bench, job = Bench(background=storing), claimed(num_inference_steps=3)
+    bench.engine.admit(job)
+    bench.engine.drain()
+    turn(bench, 3)
+    # Decoded and its latents gone, but not stored.
+    assert len(storing.waiting) == 1
+    assert bench.recorder.pointers[job.id].step == 3
+    bench.engine.save([job], 1.0)
+    assert [dropped for dropped, _ in bench.engine.evict()] == [job]
+    again = replace(job, execution_id="again", checkpoint=bench.recorder.pointers[job.id])
+    other = Bench(checkpoint_blobs=bench.checkpoints)
+    other.run(again)
+    assert other.pipeline.batches == []
+    assert other.sink.status(job) is Status.SUCCEEDED
+    assert other.checkpoints == {}
+
+
 def test_only_jobs_that_cannot_end_in_time_even_alone_are_hopeless() -> None:
     bench = Bench()
     short, long = claimed(num_inference_steps=30), claimed(num_inference_steps=90, width=128)
