@@ -53,6 +53,11 @@ class Settings(BaseSettings):
     step_timeout_seconds: float = Field(
         default=300.0, gt=0, description="A worker without a finished step for this long exits."
     )
+    checkpoint_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="Between two checkpoints of a job, if it would still run for longer than this.",
+    )
     drain_seconds: float = Field(default=20.0, ge=0, description="Grace for a job on SIGTERM.")
 
     max_queued_jobs: int = Field(default=10_000, ge=1, description="More are answered 503.")

@@ -1,7 +1,7 @@
 """Showing a job while it runs: a live bar on a terminal, plain lines anywhere else.
 
 Events of the job go in one by one; what a person wants to know comes out on stderr: queue place,
-stage, steps, time left, and that a lost attempt is being made again.
+stage, steps, time left, and that a lost attempt is being made again, and from where.
 """
 
 from __future__ import annotations
@@ -67,6 +67,17 @@ def describe_output(output: JobOutput) -> str:
     return text
 
 
+def describe_interruption(data: dict[str, Any]) -> str:
+    """What a job.requeued or job.restarted event means, in a line."""
+    if data["type"] == EventType.RESTARTED:
+        return f"cannot go on from the checkpoint ({data.get('cause')}), starting anew"
+    text = f"the worker was lost ({data.get('cause')}), queued again"
+    return f"{text} to go on from step {data['step']}" if data.get("step") else text
+
+
+_INTERRUPTIONS = (EventType.REQUEUED, EventType.RESTARTED)
+
+
 class BarView:
     """A progress bar that is redrawn in place."""
 
@@ -103,9 +114,9 @@ class BarView:
             return
         self._progress.update(self._task, description=describe(event.data), eta="")
         progress = event.data.get("progress")
-        if event.type is EventType.REQUEUED:
+        if event.type in _INTERRUPTIONS:
             self._progress.update(self._task, total=None, steps="")
-            self._progress.console.print(f"the worker was lost ({event.data.get('cause')})")
+            self._progress.console.print(describe_interruption(event.data))
         if progress:
             step, total = progress["step"], progress["total_steps"]
             eta = progress.get("eta_seconds")
@@ -143,8 +154,8 @@ class LineView:
         if event.type is EventType.PREVIEW:
             return
         text = describe(event.data)
-        if event.type is EventType.REQUEUED:
-            text = f"the worker was lost ({event.data.get('cause')}), queued again"
+        if event.type in _INTERRUPTIONS:
+            text = describe_interruption(event.data)
             self._percent = 0.0
         progress = event.data.get("progress")
         if progress and progress["step"]:

@@ -2,7 +2,8 @@
 
 Keys look like `jobs/<job id>/<execution id>/<n>.png`. The execution id keeps a fenced-off worker's
 files apart from those of the one that finished; the keeper sweeps the rest. A job's input files lie
-in `jobs/<job id>/inputs`, uploads in `files/<blob id>`.
+in `jobs/<job id>/inputs`, its checkpoints in `jobs/<job id>/checkpoints` (`jobs.checkpoints`),
+uploads in `files/<blob id>`.
 """
 
 from __future__ import annotations
@@ -71,7 +72,10 @@ class UploadBlob:
 
 @dataclass(frozen=True)
 class ExecutionBlobs:
-    """The folder of one execution, or that of a job's inputs. `modified`: seconds since 1970."""
+    """The folder of one execution, or of a job's inputs or checkpoints.
+
+    `modified`: seconds since 1970.
+    """
 
     job_id: str
     execution_id: str
@@ -174,6 +178,16 @@ class FileBlobStore:
             shutil.rmtree(self.path(prefix))
         except FileNotFoundError:
             return
+
+    def keys_in(self, prefix: str) -> list[str]:
+        """The keys of the blobs directly below `prefix`, in no order."""
+        folder = self.path(prefix)
+        try:
+            with os.scandir(folder) as entries:
+                names = [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+        except FileNotFoundError:
+            return []
+        return [f"{prefix}/{name}" for name in names if not name.startswith(".")]
 
     def executions(self) -> Iterator[ExecutionBlobs]:
         """Every execution that has stored anything, for the keeper."""

@@ -17,7 +17,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from config.settings import Settings
-from jobs import keys, scripts
+from jobs import checkpoints, keys, scripts
 from jobs.blobs import INPUTS, ExecutionBlobs, FileBlobStore, UploadBlob, job_prefix
 from jobs.lease import WORKER_LOST_TRACE
 from jobs.metrics import count_put_back
@@ -136,9 +136,12 @@ class Keeper:
             part = candidates[start : start + BATCH]
             pipeline = self._redis.pipeline(transaction=False)
             for found in part:
-                pipeline.hmget(keys.job(found.job_id), ["status", "exec", "last_exec"])
-            for found, fields in zip(part, pipeline.execute(), strict=True):
-                if self._is_orphan(found, fields):
+                pipeline.hmget(keys.job(found.job_id), [*checkpoints.FIELDS, "last_exec"])
+            for found, (*fields, last_exec) in zip(part, pipeline.execute(), strict=True):
+                status, execution, _ = fields
+                if found.execution_id == checkpoints.CHECKPOINTS and status is not None:
+                    removed += checkpoints.sweep_checkpoints(self._blobs, found, fields)
+                elif self._is_orphan(found, [status, execution, last_exec]):
                     self._blobs.delete_prefix(found.prefix)
                     removed += 1
         return removed

@@ -5,7 +5,7 @@ names. The scripts build key names from ids, so one Redis primary is needed, not
 
 | key | type | content |
 |---|---|---|
-| `rq:job:<id>` | hash | RQ's fields and ours; expires after the end |
+| `rq:job:<id>` | hash | RQ's fields and ours, its checkpoint among them; expires after the end |
 | `rq:queue:<model>:<priority>` | list | waiting ids, next first |
 | `rq:wip:<queue>` | zset | `<id>:<execution id>`, for RQ's tools; score never lapses |
 | `rq:finished\\|failed\\|canceled:<queue>` | zset | id -> expiry |

@@ -1,4 +1,4 @@
-"""The worker's side of the job layer: claim, report, beat, finish, give back.
+"""The worker's side of the job layer: claim, report, beat, checkpoint, finish, give back.
 
 The lease's execution id fences every write: a worker that was frozen or cut off and comes back is
 told so and changes nothing. While Redis is away the calls retry with back-off for up to a minute,
@@ -35,6 +35,7 @@ from jobs.rq_record import (
     time_from_us,
 )
 from jobs.types import (
+    Checkpoint,
     ClaimedJob,
     ErrorCode,
     JobFailure,
@@ -67,11 +68,11 @@ T = TypeVar("T")
 
 
 class LeaseClient:
-    """One worker's connection to the queue: one for its main thread, one for its heartbeat.
+    """One worker's connections to the queue: for its main thread, its heartbeat, its checkpoints.
 
-    `worker` is the name that records show. All methods but `beat` and `announce` belong to the main
-    thread. Each raises `StoreUnavailable` after Redis has been away for a minute, or at once while
-    `gives_up` says so.
+    `worker` is the name that records show. All methods but `beat` and `announce`, which belong to
+    the heartbeat, and `record_checkpoint` belong to the main thread. Each raises `StoreUnavailable`
+    after Redis has been away for a minute, or at once while `gives_up` says so.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class LeaseClient:
         self._unanswered_claim: str | None = None
         self._main = connect(redis_url)
         self._heartbeat = connect(redis_url)
+        self._checkpoints = connect(redis_url)
 
     def claim(
         self,
@@ -170,6 +172,34 @@ class LeaseClient:
         ]
         return self._verdicts(self._heartbeat, calls)
 
+    def record_checkpoint(self, job: ClaimedJob, checkpoint: Checkpoint, usage: Usage) -> bool:
+        """Points the job at `checkpoint`, whose blob is in place; from the thread that wrote it.
+
+        `usage` is what the attempt had cost when it was taken. False when the job does not point at
+        it now: the lease was lost, or a newer checkpoint stands.
+        """
+        args: list[scripts.Argument] = [
+            job.id,
+            job.execution_id,
+            checkpoint.key,
+            checkpoint.step,
+            checkpoint.sha256,
+            *_usage(usage),
+        ]
+        reply = self._retry(lambda: scripts.run(self._checkpoints, scripts.CHECKPOINT, args))
+        return bool(reply == 1)
+
+    def restarted(self, job: ClaimedJob, cause: str) -> bool:
+        """Tells that the job's checkpoint is of no use and it starts at step 0 after all.
+
+        `cause` shows in the job.restarted event. False when the lease was lost. Raises `ValueError`
+        for a job without a checkpoint.
+        """
+        if job.checkpoint is None:
+            raise ValueError("the job has no checkpoint")
+        args: list[scripts.Argument] = [job.id, job.execution_id, job.checkpoint.key, cause]
+        return bool(self._retry(lambda: scripts.run(self._main, scripts.RESTART, args)))
+
     def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
         """Ends the job. False when the lease was lost: somebody else decides, nothing changed.
 
@@ -208,9 +238,9 @@ class LeaseClient:
     def requeue(self, job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage) -> bool:
         """Hands the job back to the front of its queue; False when the lease was lost.
 
-        `cause` shows in the job.requeued event. A drain refunds the attempt; without a refund a job
-        whose attempts are used up fails with worker_lost, and a job whose cancellation was asked
-        for ends as cancelled.
+        Whoever claims it next goes on from its checkpoint. `cause` shows in the job.requeued event.
+        A drain refunds the attempt; without a refund a job whose attempts are used up fails with
+        worker_lost, and a job whose cancellation was asked for ends as cancelled.
         """
         args: list[scripts.Argument] = [
             job.id,
@@ -235,9 +265,10 @@ class LeaseClient:
         self._retry(lambda: worker_registry.retire(self._main, self._worker))
 
     def close(self) -> None:
-        """Gives both connections back."""
+        """Gives all connections back."""
         self._main.close()
         self._heartbeat.close()
+        self._checkpoints.close()
 
     def _accept(self, fields: Sequence[bytes | None], now_us: int) -> ClaimedJob | None:
         """The claimed job, or None after failing a record that we did not submit."""
@@ -245,7 +276,7 @@ class LeaseClient:
             (field or b"") for field in fields[:7]
         )
         created_at, enqueued_at = (
-            parse_time(text.decode()) if text else time_from_us(now_us) for text in fields[7:]
+            parse_time(text.decode()) if text else time_from_us(now_us) for text in fields[7:9]
         )
         job = ClaimedJob(
             id=job_id.decode(),
@@ -258,6 +289,7 @@ class LeaseClient:
             queue=queue.decode(),
             created_at=created_at,
             queued_seconds=max((time_from_us(now_us) - enqueued_at).total_seconds(), 0.0),
+            checkpoint=_checkpoint(*fields[9:12]),
         )
         try:
             if not model:
@@ -311,6 +343,12 @@ def _verdict(reply: int | Exception) -> Verdict:
     if isinstance(reply, Exception):
         raise reply
     return VERDICTS[reply]
+
+
+def _checkpoint(key: bytes | None, step: bytes | None, sha256: bytes | None) -> Checkpoint | None:
+    if key is None:
+        return None
+    return Checkpoint(key.decode(), int(step or 0), (sha256 or b"").decode())
 
 
 def _usage(usage: Usage) -> tuple[float, int, int]:

@@ -38,6 +38,8 @@ def _load(name: str) -> Script:
 SUBMIT = _load("submit")
 CLAIM = _load("claim")
 PROGRESS = _load("progress")
+CHECKPOINT = _load("checkpoint")
+RESTART = _load("restart")
 FINISH = _load("finish")
 REQUEUE = _load("requeue")
 CANCEL = _load("cancel")

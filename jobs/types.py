@@ -69,6 +69,7 @@ class EventType(StrEnum):
     PROGRESS = "job.progress"
     PREVIEW = "job.preview"
     REQUEUED = "job.requeued"
+    RESTARTED = "job.restarted"
     SUCCEEDED = "job.succeeded"
     FAILED = "job.failed"
     CANCELLED = "job.cancelled"
@@ -113,7 +114,11 @@ class Output(BaseModel):
 
 
 class Usage(BaseModel):
-    """What the job cost: seconds of device time over all attempts, denoise steps taken, saved."""
+    """What the job cost: seconds of device time over all attempts, denoise steps taken, saved.
+
+    `resumed_steps` counts what attempts did not have to take again, thanks to checkpoints. Of a
+    killed attempt all counts up to its last checkpoint.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -167,8 +172,23 @@ class NewJob:
 
 
 @dataclass(frozen=True)
+class Checkpoint:
+    """Where a job can be gone on with: after `step` denoise steps, from the blob at `key`.
+
+    `sha256` is the digest of the blob's bytes, in hexadecimal.
+    """
+
+    key: str
+    step: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class ClaimedJob:
-    """A job under this worker's lease. `execution_id` is the fencing token of this attempt."""
+    """A job under this worker's lease. `execution_id` is the fencing token of this attempt.
+
+    `checkpoint` is where an earlier attempt has got to, None for a job without one.
+    """
 
     id: str
     model: str
@@ -180,6 +200,7 @@ class ClaimedJob:
     queue: str
     created_at: datetime
     queued_seconds: float
+    checkpoint: Checkpoint | None = None
 
 
 @dataclass(frozen=True)

@@ -10,5 +10,13 @@ class CheckpointError(Exception):
     """
 
 
+class Cancelled(Exception):
+    """Work was left in the middle because nobody wants its result any more.
+
+    Raised by what a caller passes as `keep_going`; model code only lets it through. Weights and
+    caches are intact.
+    """
+
+
 class UnsupportedCheckpoint(CheckpointError):
     """The checkpoint is sound but describes a model that this code does not implement."""

@@ -9,7 +9,7 @@ to go on with it, here or on another machine.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -148,11 +148,26 @@ class Generation(ABC):
 
     @abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from `state`. Raises ValueError when it belongs to another request's shape."""
+        """Continue from `state`.
+
+        Raises ValueError when it belongs to another request's shape; nothing has changed then.
+        """
+
+
+KeepGoing = Callable[[], None]
+"""Called between two pieces of long work, often; raises `models.errors.Cancelled` to leave it."""
+
+
+def to_the_end() -> None:
+    """A `KeepGoing` that never leaves the work."""
 
 
 class Pipeline(Protocol):
     """One resident model. Methods are called from one thread; none of them does I/O.
+
+    `keep_going` is called between the pieces of what takes long: prompts, chunks and tiles of a
+    clip, halves of guidance where they run one after the other. What it raises comes out of the
+    method and leaves the pipeline and its generations as if the call had not been made.
 
     `residency` says how its largest network rests in memory: "packed" or "fp8" for quantised
     weights, else the name of the dtype, e.g. "bf16" or "float32".
@@ -161,13 +176,13 @@ class Pipeline(Protocol):
     spec: ModelSpec
     residency: str
 
-    def prepare(self, request: Any) -> Generation:
+    def prepare(self, request: Any, keep_going: KeepGoing = to_the_end) -> Generation:
         """Encode the prompts, draw the noise and compute all that stays constant over the steps.
 
         `request` is an `ImageRequest` or a `VideoRequest`, as the spec's task asks.
         """
 
-    def step(self, batch: Sequence[Generation]) -> None:
+    def step(self, batch: Sequence[Generation], keep_going: KeepGoing = to_the_end) -> None:
         """Advance every member by one denoise step, in place.
 
         All members share one `batch_key` and none is done. If it raises, no member has advanced.
@@ -179,5 +194,7 @@ class Pipeline(Protocol):
         One for each image, or a few frames of a clip in their order.
         """
 
-    def decode(self, generation: Generation) -> list[Image] | Clip:
+    def decode(
+        self, generation: Generation, keep_going: KeepGoing = to_the_end
+    ) -> list[Image] | Clip:
         """The finished RGB pictures, or the clip, of a generation that `is_done`."""

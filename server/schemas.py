@@ -113,11 +113,13 @@ class JobError(PublicModel):
 
 
 class JobUsage(PublicModel):
-    """What the job cost over all attempts."""
+    """What the job cost over all attempts; of a killed one, up to its last checkpoint."""
 
     gpu_seconds: float
-    steps: int
-    resumed_steps: int
+    steps: int = Field(description="Denoise steps taken.")
+    resumed_steps: int = Field(
+        description="Denoise steps that attempts went on from instead of taking them again."
+    )
 
 
 class JobLinks(PublicModel):
@@ -178,8 +180,17 @@ class JobEvent(PublicModel):
     worker: str | None = Field(default=None, description="job.started: who took the job.")
     progress: JobProgress | None = Field(default=None, description="job.progress")
     preview: Preview | None = Field(default=None, description="job.preview")
-    cause: str | None = Field(default=None, description="job.requeued: why, e.g. `lease_lapsed`.")
-    step: int | None = Field(default=None, description="job.requeued: the step it goes on from.")
+    cause: str | None = Field(
+        default=None,
+        description="job.requeued: why, e.g. `lease_lapsed` or `drained`. job.restarted: what is "
+        "wrong with the checkpoint, `checkpoint_missing`, `checkpoint_damaged` or "
+        "`checkpoint_foreign` (of another model or version).",
+    )
+    step: int | None = Field(
+        default=None,
+        description="job.requeued: the step it goes on from, 0 without a checkpoint. "
+        "job.restarted: 0.",
+    )
     outputs: list[JobOutput] | None = Field(default=None, description="job.succeeded")
     error: JobError | None = Field(default=None, description="job.failed, job.cancelled")
 

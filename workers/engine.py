@@ -4,7 +4,8 @@ A job comes in by `admit` (its inputs are read and its prompts encoded at once);
 takes one denoise step of the batch that the scheduler picks, reports it in one round trip, and
 decodes at most one finished job, so that no queue of newcomers or of results holds up the steps.
 What is decoded is encoded and stored in the background and settled at a later turn. The engine
-knows no Redis: reports and outcomes go to a `Sink`, pictures and clips to a `StoringQueue`.
+knows no Redis: reports and outcomes go to a `Sink`, pictures and clips to a `StoringQueue`, the
+states of long jobs to `Checkpoints`, from which another engine goes on with them.
 
 A failure stays with the job that caused it. If a batch raises, its members are tried one by one and
 only those that fail alone are failed; running out of memory also shrinks the batches to come.
@@ -13,17 +14,18 @@ only those that fail alone are failed; running out of memory also shrinks the ba
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from queue import Empty, SimpleQueue
 from typing import TypeVar
 
 import structlog
 
 from jobs.types import ClaimedJob, Outcome, Stage, Status, Usage, Verdict
-from models.pipeline import Generation, Pipeline, Request
+from models.errors import Cancelled
+from models.pipeline import Generation, KeepGoing, Pipeline, Request
 from workers import metrics
 from workers.batch_limits import BatchLimits
+from workers.checkpoints import Checkpoints
 from workers.device import Device, is_out_of_memory
 from workers.failures import attempt, cancelled, failure_of
 from workers.finish_speeds import FinishSpeeds
@@ -43,7 +45,8 @@ class Engine:
     """Everything resident on one device. All methods but `held` and `post` run on one thread.
 
     `capacity` bounds the images in memory (a job of several images may exceed it by those);
-    `preview_seconds` is the least time between two previews of a job; `clock` counts seconds.
+    `preview_seconds` is the least time between two previews of a job; `alive` is called whenever
+    a piece of longer work got done; `clock` counts seconds.
     """
 
     def __init__(
@@ -52,25 +55,30 @@ class Engine:
         sink: Sink,
         inputs: InputReader,
         storing: StoringQueue,
+        checkpoints: Checkpoints,
         device: Device,
         limits: BatchLimits,
         *,
         capacity: int,
         preview_seconds: float,
+        alive: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pipelines = pipelines
         self._sink = sink
         self._inputs = inputs
         self._storing = storing
+        self._checkpoints = checkpoints
         self._device = device
         self._limits = limits
         self._capacity = capacity
         self._previews = Previews(pipelines, preview_seconds)
+        self._alive = alive
         self._clock = clock
+        self._is_draining = False
         self._members: dict[str, Member] = {}
         self._held: tuple[ClaimedJob, ...] = ()
-        self._posted: SimpleQueue[tuple[str, Verdict]] = SimpleQueue()
+        self._posted: dict[str, Verdict] = {}
         self._arrivals = 0
         self._last_step_seconds = 0.0
         self._speeds = FinishSpeeds()
@@ -85,8 +93,11 @@ class Engine:
         return self._held
 
     def post(self, job: ClaimedJob, verdict: Verdict) -> None:
-        """Deliver a verdict from another thread; obeyed at the next step boundary."""
-        self._posted.put((job.execution_id, verdict))
+        """Deliver a verdict from another thread; obeyed at the next step boundary.
+
+        Work on nobody else's behalf is left before that, between two of its pieces.
+        """
+        self._posted[job.execution_id] = verdict
 
     def open_ranks(self) -> int:
         """Classes that may be claimed now: those whose rank is below the returned number."""
@@ -106,9 +117,11 @@ class Engine:
         self._note_held()
         if not self._report([member], Stage.ENCODING):
             return
-        begun = self._run(member, partial(self._prepare, job))
+        begun = self._run(member, partial(self._prepare, member))
         if begun is not None:
             member.begin(*begun)
+            if (cause := self._checkpoints.resume(member)) is not None:
+                self._sink.restarted(job, cause)
             # Told before the first step, which may be long; also the next chance to cancel.
             self._report([member], Stage.DENOISING)
 
@@ -137,13 +150,30 @@ class Engine:
             self._storing.pause()
         self._collect()
 
-    def evict(self) -> list[tuple[ClaimedJob, Usage]]:
-        """Drop everything; returns the jobs, oldest first, with what they have cost."""
-        dropped = [(m.job, m.usage()) for m in self._members.values()]
-        self._members.clear()
-        self._storing.clear()
-        self._note_held()
-        return dropped
+    def drain(self) -> None:
+        """From now on jobs get a checkpoint before they are decoded: the grace may end first."""
+        self._is_draining = True
+
+    def hopeless(self, seconds: float) -> list[ClaimedJob]:
+        """Jobs that need more than `seconds` to the end even alone, as far as measured."""
+        return [
+            m.job
+            for m in self._members.values()
+            if m.generation and m.least_seconds(self._speeds.seconds_after(m)) > seconds
+        ]
+
+    def save(self, jobs: Collection[ClaimedJob], timeout: float) -> None:
+        """Take checkpoints of `jobs` now; waits for them for at most `timeout` seconds."""
+        self._checkpoints.save([m for m in self._members.values() if m.job in jobs], timeout)
+
+    def evict(self, jobs: Collection[ClaimedJob] | None = None) -> list[tuple[ClaimedJob, Usage]]:
+        """Drop `jobs`, or all; returns them, oldest first, with what they have cost."""
+        dropped = [m for m in self._members.values() if jobs is None or m.job in jobs]
+        for member in dropped:
+            self._drop(member)
+        if self.is_idle:
+            self._storing.clear()
+        return [(m.job, m.usage()) for m in dropped]
 
     def _stepping(self) -> list[Member]:
         return [m for m in self._members.values() if m.is_stepping]
@@ -156,6 +186,11 @@ class Engine:
         error = attempt(partial(self._advance, pipeline, members))
         ended = self._clock()
         self._last_step_seconds = ended - started
+        if isinstance(error, Cancelled):
+            for member in members:
+                member.device_seconds += (ended - started) * member.num_images / images
+            self._obey_posted()
+            return
         if isinstance(error, Exception):
             members = self._step_apart(pipeline, members, error)
         else:
@@ -166,17 +201,35 @@ class Engine:
                 member.count_step(started, ended, images=images)
         if members:
             self._report(members, Stage.DENOISING)
+        now = self._clock()
+        for member in members:
+            if member.job.execution_id in self._members:
+                seconds_left = member.eta_seconds(self._speeds.seconds_after(member))
+                self._checkpoints.offer(member, now, seconds_left)
 
-    def _prepare(self, job: ClaimedJob) -> tuple[Request, Generation]:
+    def _prepare(self, member: Member) -> tuple[Request, Generation]:
+        job, keep_going = member.job, self._keep_going(member)
         pipeline = self._pipelines[job.model]
         request = self._inputs.request(job, pipeline.spec)
-        generation = pipeline.prepare(request)
+        keep_going()
+        generation = pipeline.prepare(request, keep_going)
         self._device.synchronize()
         return request, generation
 
     def _advance(self, pipeline: Pipeline, members: Sequence[Member]) -> None:
-        pipeline.step([m.generation for m in members if m.generation is not None])
+        batch = [m.generation for m in members if m.generation is not None]
+        pipeline.step(batch, self._keep_going(*members))
         self._device.synchronize()
+
+    def _keep_going(self, *members: Member) -> KeepGoing:
+        """For work that only `members` want: leaves it once none of them does any more."""
+
+        def look() -> None:
+            self._alive()
+            if all(m.job.execution_id in self._posted for m in members):
+                raise Cancelled
+
+        return look
 
     def _step_apart(
         self, pipeline: Pipeline, members: list[Member], error: Exception
@@ -213,7 +266,10 @@ class Engine:
         if not bool(generation.latents.isfinite().all()):
             self._fail(member, Stage.DENOISING, ArithmeticError("the latents are not finite"))
             return
-        media = self._run(member, lambda: self._pipelines[model].decode(generation))
+        if self._is_draining:
+            self._checkpoints.save([member], timeout=0.0)
+        decode = partial(self._pipelines[model].decode, generation, self._keep_going(member))
+        media = self._run(member, decode)
         if media is None or not self._report([member], Stage.STORING):
             return
         # The latents and all that was computed for them need no longer take memory.
@@ -233,7 +289,8 @@ class Engine:
             self._settle(member, Outcome(Status.SUCCEEDED, outputs, usage=member.usage()))
 
     def _run(self, member: Member, work: Callable[[], T]) -> T | None:
-        """The result of one stage of one job; None after it failed and the job with it.
+        """The result of one stage of one job; None after it failed and the job with it, or after
+        the job was cancelled meanwhile.
 
         Out of memory, it is tried once more with all caches emptied.
         """
@@ -242,10 +299,14 @@ class Engine:
         if isinstance(result, Exception) and is_out_of_memory(result):
             self._device.release_memory()
             result = attempt(work)
+        seconds = self._clock() - started
+        if isinstance(result, Cancelled):
+            member.device_seconds += seconds
+            self._obey_posted()
+            return None
         if isinstance(result, Exception):
             self._fail(member, member.stage, result)
             return None
-        seconds = self._clock() - started
         metrics.STAGE_SECONDS.labels(member.job.model, member.stage).observe(seconds)
         member.device_seconds += seconds
         return result
@@ -269,11 +330,8 @@ class Engine:
         return any(m.job.execution_id in self._members for m in members)
 
     def _obey_posted(self) -> None:
-        while True:
-            try:
-                execution_id, verdict = self._posted.get_nowait()
-            except Empty:
-                return
+        while self._posted:
+            execution_id, verdict = self._posted.popitem()
             if execution_id in self._members:
                 self._obey(self._members[execution_id], verdict)
 
@@ -292,12 +350,15 @@ class Engine:
         self._settle(member, outcome)
 
     def _settle(self, member: Member, outcome: Outcome) -> None:
-        if not self._sink.finish(member.job, outcome):
+        if self._sink.finish(member.job, outcome):
+            self._checkpoints.discard(member.job)
+        else:
             log.warning("fenced off, the job went on elsewhere", job=member.job.id)
         self._drop(member)
 
     def _drop(self, member: Member) -> None:
         self._members.pop(member.job.execution_id, None)
+        self._checkpoints.forget(member.job)
         self._note_held()
 
     def _note_held(self) -> None:

@@ -39,6 +39,7 @@ class Member:
     device_seconds: float = 0.0
     denoise_seconds: float = 0.0
     steps_taken: int = 0
+    resumed_steps: int = 0
     step_interval: float | None = None
     last_step_at: float | None = None
     last_event_at: float | None = None
@@ -93,18 +94,37 @@ class Member:
             self.step_interval += _NEWEST * (interval - self.step_interval)
         self.last_step_at = ended
 
+    @property
+    def step(self) -> int:
+        """Denoise steps done, by earlier attempts or this one."""
+        if self.generation is not None:
+            return self.generation.step_index
+        return 0 if self.job.checkpoint is None else self.job.checkpoint.step
+
+    def eta_seconds(self, seconds_after: float) -> float | None:
+        """The measured interval between own steps times the steps left, plus `seconds_after`.
+
+        None before the first step.
+        """
+        if self.step_interval is None:
+            return None
+        return (self.total_steps - self.step) * self.step_interval + seconds_after
+
+    def least_seconds(self, seconds_after: float) -> float:
+        """What the job still takes if every step were its own; 0 before the first step."""
+        if not self.steps_taken:
+            return 0.0
+        own = self.denoise_seconds / self.steps_taken
+        return (self.total_steps - self.step) * own + seconds_after
+
     def progress(
         self, stage: Stage, now: float, *, preview: bytes | None, seconds_after: float
     ) -> Progress:
         """The report of this moment; it asks for an event only when one is due.
 
-        The ETA is the measured interval between own steps times the steps left, plus
-        `seconds_after` for what follows the last one; absent before the first step.
+        `seconds_after` is for what follows the last step.
         """
-        step = 0 if self.generation is None else self.generation.step_index
-        eta = None
-        if self.step_interval is not None:
-            eta = (self.total_steps - step) * self.step_interval + seconds_after
+        step = self.step
         is_due = (
             stage is not self.stage
             or preview is not None
@@ -120,11 +140,15 @@ class Member:
             stage=stage,
             step=step,
             total_steps=self.total_steps,
-            eta_seconds=eta,
+            eta_seconds=self.eta_seconds(seconds_after),
             preview=preview,
             event=is_due,
         )
 
     def usage(self) -> Usage:
         """What this attempt has cost so far."""
-        return Usage(gpu_seconds=round(self.device_seconds, 6), steps=self.steps_taken)
+        return Usage(
+            gpu_seconds=round(self.device_seconds, 6),
+            steps=self.steps_taken,
+            resumed_steps=self.resumed_steps,
+        )

@@ -6,7 +6,7 @@ labels never hold a job, a prompt or a key.
 
 from __future__ import annotations
 
-from prometheus_client import Gauge, Histogram
+from prometheus_client import Counter, Gauge, Histogram
 
 _BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 
@@ -27,6 +27,14 @@ MODEL_LOAD_SECONDS = Histogram(
     "From checkpoint files to a resident model.",
     ["model"],
     buckets=(0.1, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600),
+)
+CHECKPOINT_SECONDS = Histogram(
+    "denoised_checkpoint_seconds",
+    "From the copy of a job's state to its stored and recorded checkpoint; steps go on meanwhile.",
+    buckets=_BOUNDS,
+)
+RESUMED_STEPS = Counter(
+    "denoised_resumed_steps_total", "Denoise steps that checkpoints saved from being taken again."
 )
 GPU_MEMORY_BYTES = Gauge(
     "denoised_gpu_memory_bytes",

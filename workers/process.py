@@ -1,10 +1,11 @@
 """A worker process: load the models, claim jobs, turn the engine, until told to stop.
 
 The main thread owns the device and loops claim, admit, turn. A heartbeat thread keeps the leases,
-another one encodes and stores results.
-Signal handlers only count: the first SIGTERM or SIGINT drains (claim no more, finish what runs
-within `drain_seconds`, hand back the rest with its attempt refunded), the second hands back at
-once. Whatever else ends the process, leases lapse and the jobs go on elsewhere.
+another one encodes and stores results, a third one checkpoints.
+Signal handlers only count: the first SIGTERM or SIGINT drains (claim no more, finish what can end
+within `drain_seconds`, hand back the rest with a checkpoint and its attempt refunded), the second
+hands back at once. Whatever else ends the process, leases lapse and the jobs go on elsewhere, from
+their last checkpoints.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -34,6 +35,7 @@ from models.pipeline import Pipeline
 from workers import metrics
 from workers.background import BackgroundThread
 from workers.batch_limits import BatchLimits
+from workers.checkpoints import Checkpoints
 from workers.device import Device, DeviceLost
 from workers.engine import Engine
 from workers.heartbeat import Heartbeat, Pulse
@@ -54,6 +56,10 @@ EXIT_NO_MODEL = 78
 
 CLAIM_PAUSE_SECONDS = 0.01
 """After a claim that found nothing, a busy worker looks again no sooner than this."""
+
+CHECKPOINT_SECONDS = 2.0
+"""What is handed back has so long for its checkpoint. Of the grace for a drain so much is kept for
+that, but at most a quarter."""
 
 LAST_WORDS_SECONDS = 3.0
 """A hung worker gives back its jobs within this time or leaves them to the keeper."""
@@ -135,10 +141,18 @@ class Worker:
                 stuck_seconds=self._settings.step_timeout_seconds,
                 clock=time.monotonic,
             ),
+            Checkpoints(
+                blobs,
+                self._lease,
+                residents.recipes,
+                BackgroundThread("checkpoints"),
+                every_seconds=self._settings.checkpoint_seconds,
+            ),
             self._device,
             BatchLimits(self._settings.max_batch_images),
             capacity=2 * self._settings.max_batch_images,
             preview_seconds=self._settings.preview_seconds,
+            alive=self._pulse.beat,
         )
         self._state = "serving"
         self._heartbeat.hurry()
@@ -222,11 +236,18 @@ class Worker:
         log.error("Redis is gone, dropped all jobs", jobs=len(dropped), error=str(error))
 
     def _drain(self, engine: Engine) -> None:
-        """Finish what is held, unless the time is up or a second signal came."""
+        """Finish what is held, unless the time is up or a second signal came.
+
+        What cannot end in time goes on elsewhere at once.
+        """
         self._state = "draining"
+        engine.drain()
         self._heartbeat.hurry()
         log.info("draining", jobs=len(engine.held()), seconds=self._settings.drain_seconds)
         while not self._is_leaving():
+            if not self._sink.is_away:
+                late = engine.hopeless(self._grace_ends_at() - time.monotonic())
+                self._hand_back(engine, "drained", refund=True, jobs=late)
             self._turn(engine)
 
     def _is_leaving(self) -> bool:
@@ -234,11 +255,25 @@ class Worker:
         signals = self._signals
         if signals.count != 1:
             return signals.count > 1
-        is_over = time.monotonic() >= signals.first_at + self._settings.drain_seconds
-        return is_over or not self._held()
+        return time.monotonic() >= self._grace_ends_at() or not self._held()
 
-    def _hand_back(self, engine: Engine, cause: str, *, refund: bool) -> None:
-        for job, usage in engine.evict():
+    def _grace_ends_at(self) -> float:
+        """When a drain stops stepping and turns to the last checkpoints."""
+        grace = self._settings.drain_seconds
+        return self._signals.first_at + grace - min(CHECKPOINT_SECONDS, grace / 4)
+
+    def _hand_back(
+        self,
+        engine: Engine,
+        cause: str,
+        *,
+        refund: bool,
+        jobs: Collection[ClaimedJob] | None = None,
+    ) -> None:
+        """Give `jobs`, or all, to others; with checkpoints if they were interrupted on purpose."""
+        if refund:
+            engine.save(engine.held() if jobs is None else jobs, CHECKPOINT_SECONDS)
+        for job, usage in engine.evict(jobs):
             try:
                 self._lease.requeue(job, cause, refund, usage)
             except StoreUnavailable as error:

@@ -18,6 +18,9 @@ from typing import Any
 from jobs.types import ClaimedJob
 from workers.device import Device
 
+_IDENTITY = ("model", "checkpoint", "dtype", "residency")
+_EXACT_IDENTITY = (*_IDENTITY, "denoised", "torch", "device")
+
 _WEIGHTS = ("*.safetensors", "*.gguf")
 
 
@@ -44,6 +47,15 @@ class Recipes:
         if "num_images" in own:
             own["num_images"] = 1
         return {**self._head, "input": own, "deterministic": job.deterministic, **self._tail}
+
+    def identity(self, job: ClaimedJob) -> dict[str, str]:
+        """What has to be equal where `job` is gone on with from a checkpoint.
+
+        The same weights, resting alike; of a deterministic job, whose recipe is to yield the same
+        bytes, device and versions too.
+        """
+        facts = {**self._head, **self._tail}
+        return {name: facts[name] for name in (_EXACT_IDENTITY if job.deterministic else _IDENTITY)}
 
 
 def checkpoint_digest(folder: Path, parts: Sequence[Path], cache: Path) -> str:

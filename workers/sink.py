@@ -14,5 +14,8 @@ class Sink(Protocol):
     def report(self, updates: Sequence[Progress]) -> list[Verdict]:
         """Pass on progress; returns one verdict per update, in order."""
 
+    def restarted(self, job: ClaimedJob, cause: str) -> bool:
+        """Tell that a job's checkpoint is of no use. False when it is no longer this worker's."""
+
     def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
         """Settle a job. False when it is no longer this worker's."""

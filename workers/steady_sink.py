@@ -64,6 +64,11 @@ class SteadySink:
             self._away_since = None
         return verdicts
 
+    def restarted(self, job: ClaimedJob, cause: str) -> bool:
+        """Tell that a job starts at step 0 after all. Waits like `finish`."""
+        with self._pulse.waiting():
+            return self._lease.restarted(job, cause)
+
     def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
         """Settle a job, waiting up to a minute for Redis. Raises StoreUnavailable after that."""
         with self._pulse.waiting():

@@ -9,7 +9,7 @@ local granted = {}
 
 local function grant(id, exec)
   local v = redis.call('HMGET', job_key(id), 'origin', 'data', 'model', 'deterministic',
-    'attempt', 'created_at', 'enqueued_at')
+    'attempt', 'created_at', 'enqueued_at', 'checkpoint', 'checkpoint_step', 'checkpoint_sha256')
   granted[#granted + 1] = { id, exec, unpack(v) }
 end
 
@@ -49,7 +49,9 @@ while #granted < limit do
     if job.final_event then revive(id, job) end
     local attempt = redis.call('HINCRBY', key, 'attempt', 1)
     redis.call('HSET', key, 'status', 'started', 'worker_name', worker, 'exec', exec,
-      'started_at', iso, 'started_us', now_us, 'origin', first.name, 'step', 0)
+      'started_at', iso, 'started_us', now_us, 'origin', first.name,
+      'step', redis.call('HGET', key, 'checkpoint_step') or 0)
+    redis.call('HDEL', key, unpack(BOOKED))
     redis.call('ZADD', 'denoised:wip', now + lease, id .. ':' .. exec)
     -- For RQ's tools. Its score must never lapse: their clean-up would fail the job unfenced.
     redis.call('ZADD', 'rq:wip:' .. first.name, '+inf', id .. ':' .. exec)

@@ -81,11 +81,17 @@ local function drop_lease(id, job)
   redis.call('ZREM', 'rq:wip:' .. job.origin, member)
 end
 
+-- Nothing points at the checkpoint any more; its blob is its last worker's or the keeper's to remove.
+local function drop_checkpoint(id)
+  redis.call('HDEL', job_key(id), 'checkpoint', 'checkpoint_step', 'checkpoint_sha256')
+end
+
 -- RQ's tools can put a job that had ended back on its queue: it starts a new life with a fresh
 -- event log and all its attempts.
 local function revive(id, job)
   redis.call('HDEL', job_key(id), 'final_event', 'last_exec', 'error', 'outputs', 'cancel')
   redis.call('HSET', job_key(id), 'attempt', 0)
+  drop_checkpoint(id)
   redis.call('PERSIST', job_key(id))
   redis.call('PERSIST', 'rq:results:' .. id)
   redis.call('DEL', event_key(id))
@@ -102,6 +108,7 @@ local function settle(id, job, exec, ending, ttl, event_ttl)
   redis.call('HSET', key, 'status', ending.status, 'ended_at', iso, 'last_exec', exec,
     'error', ending.error, 'outputs', ending.outputs)
   redis.call('HDEL', key, 'exec', 'stage', 'eta')
+  drop_checkpoint(id)
   local kind = PUBLIC[ending.status]
   local entry = emit(id, kind, ending.status, nil, job.attempt, ending.extra)
   redis.call('HSET', key, 'final_event', entry)
@@ -137,22 +144,28 @@ local function put_back(id, job, exec, cause, refund, lost_trace, ttl, event_ttl
   end
   local key = job_key(id)
   drop_lease(id, job)
-  redis.call('HSET', key, 'status', 'queued', 'enqueued_at', iso, 'last_exec', exec, 'step', 0)
+  local step = redis.call('HGET', key, 'checkpoint_step') or '0'
+  redis.call('HSET', key, 'status', 'queued', 'enqueued_at', iso, 'last_exec', exec, 'step', step)
   redis.call('HDEL', key, 'exec', 'stage', 'eta', 'worker_name', 'started_at', 'started_us')
   if refund then redis.call('HINCRBY', key, 'attempt', -1) end
   redis.call('LPUSH', queue_key(job.origin), id)
   emit(id, 'requeued', 'queued', nil, job.attempt - (refund and 1 or 0),
-    ',"cause":' .. cjson.encode(cause) .. ',"step":0')
+    ',"cause":' .. cjson.encode(cause) .. ',"step":' .. step)
   wake(job.model or '')
   return 'requeued'
 end
 
+-- Books what the present attempt has cost in all. What its checkpoints have booked counts once.
+local BOOKED = { 'booked_gpu_seconds', 'booked_steps', 'booked_resumed_steps' }
 local function add_usage(id, gpu_seconds, steps, resumed_steps)
   local key = job_key(id)
-  if tonumber(gpu_seconds) > 0 then redis.call('HINCRBYFLOAT', key, 'gpu_seconds', gpu_seconds) end
-  if tonumber(steps) > 0 then redis.call('HINCRBY', key, 'steps', steps) end
-  if tonumber(resumed_steps) > 0 then
-    redis.call('HINCRBY', key, 'resumed_steps', resumed_steps)
+  local booked = redis.call('HMGET', key, unpack(BOOKED))
+  for i, cost in ipairs({ gpu_seconds, steps, resumed_steps }) do
+    local more = tonumber(cost) - tonumber(booked[i] or 0)
+    if more > 0 then
+      redis.call('HINCRBYFLOAT', key, BOOKED[i]:sub(8), string.format('%.6f', more))
+      redis.call('HSET', key, BOOKED[i], cost)
+    end
   end
 end
 

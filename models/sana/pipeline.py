@@ -21,7 +21,7 @@ from torch.nn.utils.rnn import pad_sequence
 from config.model_spec import ModelSpec
 from models.errors import CheckpointError
 from models.pictures import to_images
-from models.pipeline import Generation, ImageRequest
+from models.pipeline import Generation, ImageRequest, KeepGoing, to_the_end
 from models.samplers import SAMPLERS
 from models.samplers.sampled_generation import take_step
 from models.sana.autoencoder_dc import AutoencoderDC
@@ -116,7 +116,7 @@ class SanaPipeline:
             device=device,
         )
 
-    def prepare(self, request: ImageRequest) -> SanaGeneration:
+    def prepare(self, request: ImageRequest, keep_going: KeepGoing = to_the_end) -> SanaGeneration:
         """Encode the prompts and `begin`.
 
         Raises ValueError naming field and range for a request outside the spec's limits.
@@ -126,6 +126,7 @@ class SanaPipeline:
         self._check(request)
         positive = self.text_encoder.encode(request.prompt)
         negative = None
+        keep_going()
         if self.doubles_batch(request):
             negative = self.text_encoder.encode(request.negative_prompt, "negative")
         return self.begin(request, positive, negative)
@@ -174,7 +175,7 @@ class SanaPipeline:
         return request.guidance_scale > 1.0 and not self._config.guidance_embeds
 
     @torch.inference_mode()
-    def step(self, batch: Sequence[Generation]) -> None:
+    def step(self, batch: Sequence[Generation], keep_going: KeepGoing = to_the_end) -> None:
         """Advance every member by one denoise step, each at its own timestep and sampler.
 
         Raises ValueError, before any work, for an empty batch, a member given twice, one that is
@@ -206,7 +207,9 @@ class SanaPipeline:
         return self._preview.images(_own(generation).previous_denoised)
 
     @torch.inference_mode()
-    def decode(self, generation: Generation) -> list[Image.Image]:
+    def decode(
+        self, generation: Generation, keep_going: KeepGoing = to_the_end
+    ) -> list[Image.Image]:
         """The finished pictures, at the requested size.
 
         Raises ValueError before the last step, and ArithmeticError for pictures that are not
@@ -224,6 +227,7 @@ class SanaPipeline:
         at_once = max(1, _PIXELS_PER_DECODE // pixels)
         images: list[Image.Image] = []
         for part in latents.split(at_once):
+            keep_going()
             pictures = self.autoencoder.decode(part)
             if not pictures.isfinite().all():
                 raise ArithmeticError("the pictures hold values that are not finite numbers")

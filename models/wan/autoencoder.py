@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.pipeline import KeepGoing, to_the_end
 from models.wan.autoencoder_blocks import (
     ChannelNorm,
     Downsample,
@@ -88,12 +89,14 @@ class WanAutoencoder(nn.Module):
         self.post_quant_conv = CausalConv3d(config.z_dim, config.z_dim, (1, 1, 1))
         self.decoder = _Decoder(config)
 
-    def encode(self, video: Tensor, *, latents_at_once: int = 1) -> Tensor:
+    def encode(
+        self, video: Tensor, *, latents_at_once: int = 1, keep_going: KeepGoing = to_the_end
+    ) -> Tensor:
         """Latents [B, z_dim, n + 1, H / 8, W / 8] of a clip [B, 3, 4n + 1, H, W] in [-1, 1].
 
         `latents_at_once` is how many latents' frames are in memory together; the result does not
-        depend on it. Raises ValueError for a clip of another length or a side that 8 does not
-        divide.
+        depend on it. `keep_going` is called before each such piece. Raises ValueError for a clip of
+        another length or a side that 8 does not divide.
         """
         frames, height, width = video.shape[2:]
         if frames % FRAMES_PER_LATENT != 1:
@@ -102,15 +105,25 @@ class WanAutoencoder(nn.Module):
             raise ValueError(f"video is {width}x{height}, expected multiples of 8")
         past = Past()
         chunks = _chunks(video, latents_at_once * FRAMES_PER_LATENT)
-        moments = torch.cat([self.encoder(chunk, past) for chunk in chunks], dim=2)
+        pieces: list[Tensor] = []
+        for chunk in chunks:
+            keep_going()
+            pieces.append(self.encoder(chunk, past))
+        moments = torch.cat(pieces, dim=2)
         return self.quant_conv(moments, past)[:, : self.config.z_dim]
 
-    def decode(self, latents: Tensor, *, latents_at_once: int = 1) -> Tensor:
+    def decode(
+        self, latents: Tensor, *, latents_at_once: int = 1, keep_going: KeepGoing = to_the_end
+    ) -> Tensor:
         """The clip [B, 3, 4n + 1, 8 h, 8 w] of latents [B, z_dim, n + 1, h, w].
 
-        Values lie about [-1, 1]; some overshoot.
+        Values lie about [-1, 1]; some overshoot. `keep_going` is called after each piece.
         """
-        return torch.cat(list(self.frames(latents, latents_at_once=latents_at_once)), dim=2)
+        pieces: list[Tensor] = []
+        for frames in self.frames(latents, latents_at_once=latents_at_once):
+            pieces.append(frames)
+            keep_going()
+        return torch.cat(pieces, dim=2)
 
     def frames(self, latents: Tensor, *, latents_at_once: int = 1) -> Iterator[Tensor]:
         """`decode`, chunk by chunk in their order, so that whoever asks may stop in between."""

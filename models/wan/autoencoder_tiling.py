@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from models.pipeline import KeepGoing, to_the_end
 from models.wan.autoencoder import WanAutoencoder
 from models.wan.latent_shape import PIXELS_PER_LATENT
 
@@ -35,18 +37,30 @@ class Tiles:
             )
 
 
-def decode_tiled(autoencoder: WanAutoencoder, latents: Tensor, tiles: Tiles) -> Tensor:
-    """`autoencoder.decode`, tile by tile."""
+def decode_tiled(
+    autoencoder: WanAutoencoder,
+    latents: Tensor,
+    tiles: Tiles,
+    keep_going: KeepGoing = to_the_end,
+) -> Tensor:
+    """`autoencoder.decode`, tile by tile; `keep_going` is called for each piece of each tile."""
     side, stride = tiles.side // PIXELS_PER_LATENT, tiles.stride // PIXELS_PER_LATENT
     overlap = tiles.side - tiles.stride
-    return _tiled(autoencoder.decode, latents, side, stride, overlap, tiles.stride)
+    decode = partial(autoencoder.decode, keep_going=keep_going)
+    return _tiled(decode, latents, side, stride, overlap, tiles.stride)
 
 
-def encode_tiled(autoencoder: WanAutoencoder, video: Tensor, tiles: Tiles) -> Tensor:
-    """`autoencoder.encode`, tile by tile."""
+def encode_tiled(
+    autoencoder: WanAutoencoder,
+    video: Tensor,
+    tiles: Tiles,
+    keep_going: KeepGoing = to_the_end,
+) -> Tensor:
+    """`autoencoder.encode`, tile by tile; `keep_going` is called for each piece of each tile."""
     kept = tiles.stride // PIXELS_PER_LATENT
     overlap = tiles.side // PIXELS_PER_LATENT - kept
-    return _tiled(autoencoder.encode, video, tiles.side, tiles.stride, overlap, kept)
+    encode = partial(autoencoder.encode, keep_going=keep_going)
+    return _tiled(encode, video, tiles.side, tiles.stride, overlap, kept)
 
 
 def _tiled(

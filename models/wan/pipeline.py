@@ -12,6 +12,7 @@ guidance as in Ho & Salimans, arXiv:2207.12598.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from torch import Tensor
 from config.model_spec import ModelSpec
 from models.errors import CheckpointError
 from models.pictures import to_frames
-from models.pipeline import Clip, Generation, VideoRequest
+from models.pipeline import Clip, Generation, KeepGoing, VideoRequest, to_the_end
 from models.samplers import WAN_SAMPLERS
 from models.samplers.sampled_generation import take_step
 from models.sana.preview import LatentPreview
@@ -131,15 +132,19 @@ class WanVacePipeline:
         )
 
     @torch.inference_mode()
-    def prepare(self, request: VideoRequest) -> WanVaceGeneration:
+    def prepare(
+        self, request: VideoRequest, keep_going: KeepGoing = to_the_end
+    ) -> WanVaceGeneration:
         """Encode prompts and media, draw the noise, compute what stays constant over the steps.
 
         Noise is drawn on the CPU in float32, so that a seed means the same clip on every device.
         Raises ValueError naming the field for a request outside the spec's limits.
         """
         check_request(request, self.spec)
-        context = self._contexts.build(paint(request))
+        encode = partial(self._encode, keep_going=keep_going)
+        context = self._contexts.build(paint(request), encode)
         prompts = [self.text_encoder.encode(request.prompt)]
+        keep_going()
         if request.guidance_scale > 1.0:
             prompts.insert(0, self.text_encoder.encode(request.negative_prompt))
         plan = WAN_SAMPLERS[request.sampler](request.num_inference_steps, request.flow_shift)
@@ -159,9 +164,10 @@ class WanVacePipeline:
         )
 
     @torch.inference_mode()
-    def step(self, batch: Sequence[Generation]) -> None:
+    def step(self, batch: Sequence[Generation], keep_going: KeepGoing = to_the_end) -> None:
         """Advance every member by one denoise step, each at its own timestep and sampler.
 
+        Where the halves of guidance run one after the other, `keep_going` is called in between.
         Raises ValueError, before any work, for members that cannot share a step. No member changes
         if anything raises.
         """
@@ -169,7 +175,7 @@ class WanVacePipeline:
         latents = torch.cat([member.latents for member in members])
         conditioning = self._conditioning(members)
         time = conditioning.time([member.step_index for member in members])
-        take_step(members, latents, self._velocity(latents, time, conditioning))
+        take_step(members, latents, self._velocity(latents, time, conditioning, keep_going))
 
     @torch.inference_mode()
     def preview(self, generation: Generation) -> list[Image.Image]:
@@ -186,7 +192,7 @@ class WanVacePipeline:
         return self._preview.images(latents[shown])
 
     @torch.inference_mode()
-    def decode(self, generation: Generation) -> Clip:
+    def decode(self, generation: Generation, keep_going: KeepGoing = to_the_end) -> Clip:
         """The finished clip, without its references.
 
         A frame too large for the device's memory is decoded in tiles. Raises ValueError before the
@@ -198,11 +204,15 @@ class WanVacePipeline:
         if self._last_batch is not None and member.serial in self._last_batch.serials:
             self._last_batch = None
         latents = member.latents[:, :, member.num_references :]
-        video = decode_clip(self.autoencoder, latents)
+        video = decode_clip(self.autoencoder, latents, keep_going)
         return Clip(to_frames(video[0]), member.request.fps)
 
     def _velocity(
-        self, latents: Tensor, time: TimeModulation, conditioning: BatchConditioning
+        self,
+        latents: Tensor,
+        time: TimeModulation,
+        conditioning: BatchConditioning,
+        keep_going: KeepGoing,
     ) -> Tensor:
         """Noise minus data at the latents [B, 16, T, h, w], guided where the batch is."""
         context, scales, text = conditioning.context, conditioning.scales, conditioning.text
@@ -210,10 +220,11 @@ class WanVacePipeline:
         if conditioning.guidance_scale is None:
             return self.transformer(latents, time, text, context, scales)
         if context.shape[1] > _TOKENS_TOGETHER:
-            unguided, guided = (
-                self.transformer(latents, time, text.index(rows), context, scales)
-                for rows in (range(count), range(count, 2 * count))
-            )
+            own = text.index(range(count))
+            unguided = self.transformer(latents, time, own, context, scales)
+            keep_going()
+            own = text.index(range(count, 2 * count))
+            guided = self.transformer(latents, time, own, context, scales)
         else:
             doubled = time if len(time.embedded) == 1 else TimeModulation.cat([time, time])
             unguided, guided = self.transformer(
@@ -225,8 +236,8 @@ class WanVacePipeline:
             ).chunk(2)
         return unguided + conditioning.guidance_scale * (guided - unguided)
 
-    def _encode(self, video: Tensor) -> Tensor:
-        return encode_clip(self.autoencoder, video.to(self.device))
+    def _encode(self, video: Tensor, keep_going: KeepGoing = to_the_end) -> Tensor:
+        return encode_clip(self.autoencoder, video.to(self.device), keep_going)
 
     def _conditioning(self, members: list[WanVaceGeneration]) -> BatchConditioning:
         # Kept for one batch only: text keys and values are the largest tensors of a request.

@@ -34,30 +34,35 @@ class ContextBuilder:
         self._encode = encode
         self._grey: OrderedDict[torch.Size, Tensor] = OrderedDict()
 
-    def build(self, canvas: Canvas) -> Tensor:
-        """The context [1, 96, references + latent frames, H / 8, W / 8], float32."""
+    def build(self, canvas: Canvas, encode: Encoder | None = None) -> Tensor:
+        """The context [1, 96, references + latent frames, H / 8, W / 8], float32.
+
+        `encode` stands in for the builder's own encoder this once: one that may be left half-way.
+        """
+        encode = encode or self._encode
         video, mask = canvas.video[None], canvas.mask[None]
-        kept = self._latents(video * (1 - mask))
-        made = self._latents(video * mask)
+        kept = self._latents(video * (1 - mask), encode)
+        made = self._latents(video * mask, encode)
         context = torch.cat([kept, made, fold_mask(mask).to(kept.device)], dim=1)
-        parts = [self._reference(picture) for picture in canvas.references]
+        parts = [_reference(picture, encode) for picture in canvas.references]
         return torch.cat([*parts, context], dim=2)
 
-    def _latents(self, video: Tensor) -> Tensor:
+    def _latents(self, video: Tensor, encode: Encoder) -> Tensor:
         if video.any():
-            return self._encode(video)
+            return encode(video)
         if video.shape not in self._grey:
-            self._grey[video.shape] = self._encode(video)
+            self._grey[video.shape] = encode(video)
         self._grey.move_to_end(video.shape)
         while len(self._grey) > _KEPT_SHAPES:
             self._grey.popitem(last=False)
         return self._grey[video.shape]
 
-    def _reference(self, picture: Tensor) -> Tensor:
-        """One latent of a reference [3, H, W]: nothing of it is to be made, its mask is black."""
-        latents = self._encode(picture[None, :, None])
-        empty = latents.new_zeros(1, 96 - latents.shape[1], *latents.shape[2:])
-        return torch.cat([latents, empty], dim=1)
+
+def _reference(picture: Tensor, encode: Encoder) -> Tensor:
+    """One latent of a reference [3, H, W]: nothing of it is to be made, its mask is black."""
+    latents = encode(picture[None, :, None])
+    empty = latents.new_zeros(1, 96 - latents.shape[1], *latents.shape[2:])
+    return torch.cat([latents, empty], dim=1)
 
 
 def fold_mask(mask: Tensor) -> Tensor:

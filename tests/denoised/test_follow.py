@@ -60,6 +60,16 @@ def test_lines_tell_of_a_lost_worker_and_count_again(capsys):
     ]
 
 
+def test_lines_tell_where_a_job_goes_on_and_when_it_cannot(capsys):
+    with LineView() as view:
+        view.show(event("job.requeued", status="queued", cause="drained", step=12))
+        view.show(event("job.restarted", status="running", cause="checkpoint_damaged", step=0))
+    assert capsys.readouterr().err.splitlines() == [
+        "the worker was lost (drained), queued again to go on from step 12",
+        "cannot go on from the checkpoint (checkpoint_damaged), starting anew",
+    ]
+
+
 def test_the_bar_shows_steps_stage_attempt_and_time_left():
     output = io.StringIO()
     with BarView(Console(file=output, force_terminal=True, width=100)) as view:

@@ -80,6 +80,29 @@ async def test_an_ended_job_stays_as_it_is(
     assert ended.status is Status.SUCCEEDED
 
 
+async def test_a_result_that_comes_in_after_the_request_still_counts(
+    store: JobStore, redis_client: Redis, make_job: MakeJob, worker: LeaseClient
+) -> None:
+    """The request asks the worker to stop; one that had finished already is not relabelled."""
+    await store.submit(make_job())
+    [job] = worker.claim([MODEL], 1)
+    await store.cancel(job.id)
+    assert worker.finish(job, Outcome(Status.SUCCEEDED))
+    ended = await store.get(job.id)
+    assert (ended.status, ended.error) == (Status.SUCCEEDED, None)
+    assert await store.cancel(job.id) == ended
+    assert endings(redis_client, job.id) == [b"job.succeeded"]
+
+
+async def test_a_cancel_before_any_worker_came_is_never_handed_out(
+    store: JobStore, make_job: MakeJob, worker: LeaseClient
+) -> None:
+    record, _ = await store.submit(make_job())
+    other, _ = await store.submit(make_job())
+    await store.cancel(record.id)
+    assert [job.id for job in worker.claim([MODEL], 2)] == [other.id]
+
+
 async def test_an_unknown_job_cannot_be_cancelled(store: JobStore) -> None:
     with pytest.raises(JobNotFound):
         await store.cancel("job_unknown")

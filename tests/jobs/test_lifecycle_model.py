@@ -28,11 +28,13 @@ from hypothesis.stateful import (
 from redis import Redis
 
 from config.settings import Settings
+from jobs.checkpoints import checkpoint_key
 from jobs.connections import connect_async
 from jobs.keeper import Keeper
 from jobs.lease import LeaseClient
 from jobs.store import JobStore
 from jobs.types import (
+    Checkpoint,
     ClaimedJob,
     ErrorCode,
     JobFailure,
@@ -66,11 +68,18 @@ class Expected:
     holder: str | None = None
     last: str = ""
     steps: int = 0
+    booked: int = 0
+    checkpoint: int = 0
     seen: list[Status] = field(default_factory=list)
 
     def end(self, status: Status, by: str) -> None:
         self.status, self.holder, self.last = status, None, by
+        self.checkpoint = 0
         self.seen.append(status)
+
+    def book(self, steps: int) -> None:
+        self.steps += max(0, steps - self.booked)
+        self.booked = max(steps, self.booked)
 
     def put_back(self, by: str, refund: bool) -> None:
         if self.cancel:
@@ -125,7 +134,9 @@ class Lifecycle(RuleBasedStateMachine):
             assert mine.status is Status.QUEUED
             mine.status, mine.holder = Status.RUNNING, job.execution_id
             mine.attempt += 1
+            mine.booked = 0
             assert job.attempt == mine.attempt
+            assert (job.checkpoint.step if job.checkpoint else 0) == mine.checkpoint
         return multiple(*claimed)
 
     @rule(job=claims, step=st.integers(0, 4), quiet=st.booleans())
@@ -138,6 +149,29 @@ class Lifecycle(RuleBasedStateMachine):
         assert self.workers[0].report([update]) == [verdict]
         assert self.workers[1].beat([job]) == [verdict]
 
+    @rule(job=claims, step=st.integers(1, 4))
+    def checkpoint(self, job: ClaimedJob, step: int) -> None:
+        mine = self.expected[job.id]
+        moves = mine.holder == job.execution_id and step > mine.checkpoint
+        key = checkpoint_key(job.id, job.execution_id, step)
+        recorded = self.workers[0].record_checkpoint(
+            job, Checkpoint(key, step, "0" * 64), Usage(steps=step)
+        )
+        assert recorded or not moves
+        if moves:
+            mine.checkpoint = step
+            mine.book(step)
+
+    @rule(job=claims)
+    def restart(self, job: ClaimedJob) -> None:
+        mine = self.expected[job.id]
+        if job.checkpoint is None:
+            return
+        holds = mine.holder == job.execution_id
+        assert self.workers[0].restarted(job, "checkpoint_damaged") is holds
+        if holds and mine.checkpoint == job.checkpoint.step:
+            mine.checkpoint = 0
+
     @rule(job=claims, outcome=st.sampled_from(OUTCOMES))
     def finish(self, job: ClaimedJob, outcome: Outcome) -> None:
         mine = self.expected[job.id]
@@ -146,7 +180,7 @@ class Lifecycle(RuleBasedStateMachine):
         assert self.workers[0].finish(job, outcome) is (holds or done_before)
         if holds:
             mine.end(outcome.status, job.execution_id)
-            mine.steps += outcome.usage.steps
+            mine.book(outcome.usage.steps)
 
     @rule(job=claims, refund=st.booleans())
     def requeue(self, job: ClaimedJob, refund: bool) -> None:
@@ -156,7 +190,7 @@ class Lifecycle(RuleBasedStateMachine):
         assert accepted is (holds or mine.last == job.execution_id)
         if holds:
             mine.put_back(job.execution_id, refund)
-            mine.steps += 1
+            mine.book(1)
 
     @rule(job_id=ids)
     def cancel(self, job_id: str) -> None:

@@ -7,6 +7,7 @@ import hashlib
 import pytest
 from http_harness import THUMBNAIL, Api, FakeWorker
 
+from jobs.blobs import FileBlobStore, output_key
 from jobs.types import Outcome, Output, Status
 from server.routes.outputs import is_byte_range, matches
 
@@ -110,6 +111,28 @@ def test_a_cancelled_job_has_no_outputs(api: Api) -> None:
     response = api.client.get(f"/v1/jobs/{job_id}/outputs/0")
     assert response.status_code == 404
     assert "cancelled" in response.json()["detail"]
+
+
+def test_files_of_a_cancelled_job_are_not_shown(api: Api, worker: FakeWorker) -> None:
+    """Its worker may have stored some before it heard of the cancel."""
+    job_id = api.submit()["id"]
+    job = worker.claim()
+    key = output_key(job.id, job.execution_id, 0, "png")
+    FileBlobStore(api.settings.blob_dir).put(key, b"a picture")
+    api.client.post(f"/v1/jobs/{job_id}/cancel")
+    running = api.client.get(f"/v1/jobs/{job_id}/outputs/0")
+    assert running.status_code == 409
+    worker.acknowledge_cancel(job)
+    assert api.job(job_id)["outputs"] == []
+    for index in (0, 1):
+        assert api.client.get(f"/v1/jobs/{job_id}/outputs/{index}").status_code == 404
+
+
+def test_a_cancel_after_the_end_takes_no_output_away(api: Api, url: str) -> None:
+    before = api.client.get(url).content
+    answer = api.client.post(f"/v1/jobs/{url.split('/')[3]}/cancel")
+    assert answer.json()["status"] == "succeeded"
+    assert api.client.get(url).content == before
 
 
 def test_an_output_number_beyond_the_last_is_not_found(api: Api, url: str) -> None:

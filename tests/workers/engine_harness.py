@@ -13,9 +13,20 @@ from fake_pipeline import FakeClipPipeline, FakePipeline, fake_spec
 
 from config.model_spec import ModelSpec
 from jobs.blobs import FileBlobStore
-from jobs.types import ClaimedJob, Outcome, Priority, Progress, Stage, Status, Verdict
+from jobs.types import (
+    Checkpoint,
+    ClaimedJob,
+    Outcome,
+    Priority,
+    Progress,
+    Stage,
+    Status,
+    Usage,
+    Verdict,
+)
 from workers.background import Background
 from workers.batch_limits import BatchLimits
+from workers.checkpoints import Checkpoints
 from workers.device import Device
 from workers.engine import Engine
 from workers.inputs import InputReader
@@ -112,11 +123,16 @@ class MemorySink:
         self.calls: list[list[Progress]] = []
         self.outcomes: dict[str, Outcome] = {}
         self.order: list[str] = []
+        self.restarts: list[tuple[str, str]] = []
         self.verdicts: dict[str, Verdict] = {}
 
     def report(self, updates: Sequence[Progress]) -> list[Verdict]:
         self.calls.append(list(updates))
         return [self.verdicts.get(update.job.id, Verdict.CONTINUE) for update in updates]
+
+    def restarted(self, job: ClaimedJob, cause: str) -> bool:
+        self.restarts.append((job.id, cause))
+        return True
 
     def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
         assert job.id not in self.outcomes, "a job was settled twice"
@@ -142,6 +158,30 @@ class MemoryBlobs(dict[str, bytes]):
         assert key not in self
         self[key] = data
 
+    def read(self, key: str) -> bytes:
+        if key not in self:
+            raise FileNotFoundError(key)
+        return self[key]
+
+    def delete(self, key: str) -> None:
+        self.pop(key, None)
+
+
+class MemoryRecorder:
+    """Remembers where each job's pointer stands; `is_fenced_off` refuses to move any."""
+
+    def __init__(self) -> None:
+        self.pointers: dict[str, Checkpoint] = {}
+        self.usages: list[Usage] = []
+        self.is_fenced_off = False
+
+    def record_checkpoint(self, job: ClaimedJob, checkpoint: Checkpoint, usage: Usage) -> bool:
+        if self.is_fenced_off:
+            return False
+        self.pointers[job.id] = checkpoint
+        self.usages.append(usage)
+        return True
+
 
 class AtOnce:
     """A background that does all work in the foreground."""
@@ -157,6 +197,9 @@ class PlainRecipes:
 
     def of(self, job: ClaimedJob, index: int) -> dict[str, Any]:
         return {"denoised": "test", "input": {**job.input, "seed": job.input["seed"] + index}}
+
+    def identity(self, job: ClaimedJob) -> dict[str, str]:
+        return {"model": job.model}
 
 
 class Bench:
@@ -174,10 +217,15 @@ class Bench:
         storing_seconds: float = 300.0,
         inputs: Path = Path("nowhere"),
         spec_of: Callable[[str], ModelSpec] = fake_spec,
+        checkpoint_seconds: float = 1e9,
+        checkpoint_background: Background | None = None,
+        checkpoint_blobs: MemoryBlobs | None = None,
     ) -> None:
         self.clock = Clock()
         self.sink = MemorySink()
         self.blobs = MemoryBlobs() if blobs is None else blobs
+        self.checkpoints = MemoryBlobs() if checkpoint_blobs is None else checkpoint_blobs
+        self.recorder = MemoryRecorder()
         self.pipelines: Mapping[str, FakePipeline] = {
             model: (FakeClipPipeline if spec_of(model).task == "video" else FakePipeline)(
                 spec_of(model), seconds=seconds, wait=self.clock.wait
@@ -195,6 +243,13 @@ class Bench:
                 background or AtOnce(),
                 stuck_seconds=storing_seconds,
                 clock=self.clock,
+            ),
+            Checkpoints(
+                self.checkpoints,
+                self.recorder,
+                recipes,
+                checkpoint_background or AtOnce(),
+                every_seconds=checkpoint_seconds,
             ),
             CPU,
             BatchLimits(max_batch_images),

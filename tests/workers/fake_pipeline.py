@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from config.model_spec import FloatParameter, IntParameter, ModelSpec, VideoLimits
-from models.pipeline import Clip, Generation, Request, VideoRequest
+from models.pipeline import Clip, Generation, KeepGoing, Request, VideoRequest, to_the_end
 
 
 def fake_spec(model: str = "fake") -> ModelSpec:
@@ -77,6 +77,8 @@ class FakeGeneration(Generation):
         return {"latents": self.latents, "step_index": torch.tensor(self.step_index)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if state["latents"].shape != self.latents.shape:
+            raise ValueError(f"latents are {list(state['latents'].shape)}")
         self.latents = state["latents"]
         self.step_index = int(state["step_index"])
 
@@ -95,10 +97,12 @@ class FakePipeline:
         self.residency = "float32"
         self.batches: list[list[int]] = []
         self.on_step: Callable[[], None] = lambda: None
+        self.on_piece: Callable[[str, KeepGoing], None] = lambda method, keep_going: keep_going()
         self._seconds = seconds
         self._wait = wait
 
-    def prepare(self, request: Request) -> FakeGeneration:
+    def prepare(self, request: Request, keep_going: KeepGoing = to_the_end) -> FakeGeneration:
+        self.on_piece("prepare", keep_going)
         words = request.prompt.split()
         if "fail-prepare" in words:
             raise RuntimeError("no such word")
@@ -106,7 +110,7 @@ class FakePipeline:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return FakeGeneration(request)
 
-    def step(self, batch: Sequence[Generation]) -> None:
+    def step(self, batch: Sequence[Generation], keep_going: KeepGoing = to_the_end) -> None:
         members = [g for g in batch if isinstance(g, FakeGeneration)]
         assert len(members) == len(batch) > 0
         assert len({g.batch_key for g in members}) == 1
@@ -115,6 +119,7 @@ class FakePipeline:
         self.batches.append([g.request.seed for g in members])
         self._wait(self._seconds(images))
         self.on_step()
+        self.on_piece("step", keep_going)
         for member in members:
             self._make_trouble(member, images)
         for member in members:
@@ -128,8 +133,11 @@ class FakePipeline:
             raise RuntimeError("no preview")
         return self._pictures(generation.latents, 16, 16)
 
-    def decode(self, generation: Generation) -> list[Image.Image]:
+    def decode(
+        self, generation: Generation, keep_going: KeepGoing = to_the_end
+    ) -> list[Image.Image]:
         assert generation.is_done
+        self.on_piece("decode", keep_going)
         request = self._own(generation).request
         if "fail-decode" in request.prompt.split():
             raise ValueError("a broken decoder\nwith details")
@@ -171,16 +179,18 @@ class FakeClipPipeline(FakePipeline):
         super().__init__(spec, **options)
         self.requests: list[VideoRequest] = []
 
-    def prepare(self, request: Request) -> FakeGeneration:
+    def prepare(self, request: Request, keep_going: KeepGoing = to_the_end) -> FakeGeneration:
         assert isinstance(request, VideoRequest)
         self.requests.append(request)
-        return super().prepare(request)
+        return super().prepare(request, keep_going)
 
     def preview(self, generation: Generation) -> list[Image.Image]:
         return 3 * super().preview(generation)
 
-    def decode(self, generation: Generation) -> Clip:  # type: ignore[override]
-        (picture,) = super().decode(generation)
+    def decode(  # type: ignore[override]
+        self, generation: Generation, keep_going: KeepGoing = to_the_end
+    ) -> Clip:
+        (picture,) = super().decode(generation, keep_going)
         request = self._own(generation).request
         assert isinstance(request, VideoRequest)
         frames = np.stack([np.asarray(picture)] * request.num_frames)

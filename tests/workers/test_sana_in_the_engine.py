@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engine_harness import CPU, AtOnce, MemoryBlobs, MemorySink, claimed
+from engine_harness import CPU, AtOnce, MemoryBlobs, MemoryRecorder, MemorySink, claimed
 from PIL import Image
 
 from jobs.blobs import FileBlobStore
@@ -20,6 +20,7 @@ from models.catalogue import discover
 from models.loading import load
 from models.pipeline import Pipeline
 from workers.batch_limits import BatchLimits
+from workers.checkpoints import Checkpoints
 from workers.engine import Engine
 from workers.inputs import InputReader
 from workers.outputs import read_recipe
@@ -48,12 +49,14 @@ def generate(pipeline: Pipeline, *jobs: ClaimedJob) -> list[list[bytes]]:
     """The files of jobs that were all resident together."""
     sink, blobs = MemorySink(), MemoryBlobs()
     model = pipeline.spec.id
-    writer = ResultWriter(blobs, {model: Recipes(model, "sha256:00", CPU, pipeline.residency)})
+    recipes = {model: Recipes(model, "sha256:00", CPU, pipeline.residency)}
+    writer = ResultWriter(blobs, recipes)
     engine = Engine(
         {model: pipeline},
         sink,
         InputReader(FileBlobStore(Path("nowhere")), max_frames=1),
         StoringQueue(writer, AtOnce(), stuck_seconds=300.0, clock=time.monotonic),
+        Checkpoints(MemoryBlobs(), MemoryRecorder(), recipes, AtOnce(), every_seconds=1e9),
         CPU,
         AlwaysLarge(16),
         capacity=64,

@@ -31,6 +31,9 @@ class Lease:
             raise StoreUnavailable("away")
         return [Verdict.CANCEL] * len(updates)
 
+    def restarted(self, job: ClaimedJob, cause: str) -> bool:
+        return True
+
     def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
         return True
 

@@ -1,7 +1,7 @@
 """What a worker process of these tests runs: a real worker over fake pipelines.
 
 A model whose id starts with `damaged` fails to load as a damaged checkpoint would; one whose id
-starts with `clips` makes clips.
+starts with `clips` makes clips; `sana-demo` is itself.
 """
 
 from __future__ import annotations
@@ -9,16 +9,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+import torch
 from fake_pipeline import FakeClipPipeline, FakePipeline, fake_clip_spec, fake_spec
 
 from config.model_spec import ModelSpec
 from config.settings import Settings
+from models import loading
+from models.catalogue import BUNDLED, discover
 from models.errors import CheckpointError
+from models.pipeline import Pipeline
 from workers.process import run_worker
 
 
 def work(settings: Settings, step_seconds: float, models: Sequence[str]) -> None:
-    def load(spec: ModelSpec, *, device: object, dtype: object) -> FakePipeline:
+    def load(spec: ModelSpec, *, device: torch.device, dtype: torch.dtype) -> Pipeline:
+        if spec.id in BUNDLED:
+            return loading.load(spec, device=device, dtype=dtype)
         if spec.id.startswith("damaged"):
             raise CheckpointError(
                 f"{spec.source}/vae/model.safetensors: tensor decoder.weight is cut off"
@@ -30,4 +36,6 @@ def work(settings: Settings, step_seconds: float, models: Sequence[str]) -> None
 
 
 def spec_of(model: str) -> ModelSpec:
+    if model in BUNDLED:
+        return discover([model])[0]
     return fake_clip_spec(model) if model.startswith("clips") else fake_spec(model)
