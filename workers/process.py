@@ -38,6 +38,7 @@ from workers.device import Device, DeviceLost
 from workers.engine import Engine
 from workers.heartbeat import Heartbeat, Pulse
 from workers.inputs import InputReader
+from workers.patient_blobs import PatientBlobs
 from workers.residency import Residents
 from workers.results import ResultWriter
 from workers.steady_sink import PAUSE_SECONDS, SteadySink
@@ -125,12 +126,14 @@ class Worker:
             self._sign(lambda: self._lease.announce(self._describe()))
             return EXIT_NO_MODEL
         blobs = FileBlobStore(self._settings.blob_dir)
+        # Gives up before storing counts as stuck.
+        patient = PatientBlobs(blobs, retry_seconds=self._settings.step_timeout_seconds / 2)
         self._engine = Engine(
             residents.pipelines,
             self._sink,
             InputReader(blobs, max_frames=self._settings.max_file_frames),
             StoringQueue(
-                ResultWriter(blobs, residents.recipes),
+                ResultWriter(patient, residents.recipes),
                 BackgroundThread("storing"),
                 stuck_seconds=self._settings.step_timeout_seconds,
                 clock=time.monotonic,
