@@ -38,6 +38,7 @@ from workers.device import Device, DeviceLost
 from workers.engine import Engine
 from workers.heartbeat import Heartbeat, Pulse
 from workers.inputs import InputReader
+from workers.isolation import anyone_alone, must_be_alone
 from workers.patient_blobs import PatientBlobs
 from workers.residency import Residents
 from workers.results import ResultWriter
@@ -191,7 +192,8 @@ class Worker:
         is_away = self._sink.is_away and not engine.is_idle
         if is_away or now < self._next_claim:
             return
-        ranks = engine.open_ranks()
+        most = self._settings.max_attempts
+        ranks = 0 if anyone_alone(engine.held(), most) else engine.open_ranks()
         if ranks == 0:
             return
         models, classes = [*self._residents.pipelines], [*Priority][:ranks]
@@ -207,6 +209,8 @@ class Worker:
             self._next_claim = now + PAUSE_SECONDS
             return
         for job in jobs:
+            if must_be_alone(job, most):
+                self._hand_back(engine, "made_room", refund=True)
             engine.admit(job)
             self._pulse.beat()
         if not jobs:
