@@ -96,6 +96,9 @@ class FakePipeline:
             member.latents, member.history = own, (past, *member.history[1:])
             member.step_index += 1
 
+    def drop_batch(self) -> None:
+        """Nothing is kept for a batch."""
+
     def preview(self, generation: Generation) -> list[Image.Image]:
         """The latents as colours, 16 pixels wide."""
         return _pictures(generation.latents, 16, 16)

@@ -96,6 +96,8 @@ class JobCheck:
         wanted = 0 if status == "cancelled" else 1
         if results != wanted:
             add("lost" if results < wanted else "duplicated", f"it has {results} results")
+        if self._redis.hexists(f"rq:job:{job.id}", "checkpoint"):
+            add("wrong", "it has ended and points at a checkpoint")
         await self._check_outputs(job, record, add)
 
     def _events(self, job_id: str) -> list[dict[str, Any]]:
@@ -180,12 +182,13 @@ def event_faults(events: list[dict[str, Any]], status: str) -> list[tuple[str, s
             "progress": running,
             "preview": running,
             "requeued": running,
+            "restarted": running,
         }.get(type_, True)
         if not fits:
             where = "while it ran" if running else "while it did not run"
             faults.append(("wrong", f"its events have a {type_} {where}"))
             break
-        running = type_ in ("started", "progress", "preview")
+        running = type_ in ("started", "restarted", "progress", "preview")
     return faults
 
 

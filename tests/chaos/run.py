@@ -43,6 +43,8 @@ SETTINGS = {
     "STEP_TIMEOUT_SECONDS": "12",
     "DRAIN_SECONDS": "1.5",
     "MAX_ATTEMPTS": str(MAX_ATTEMPTS),
+    # Only the longest jobs of a plan get any.
+    "CHECKPOINT_SECONDS": "0.5",
     # Nothing may expire before it has been looked at.
     "RESULT_TTL_SECONDS": "86400",
     "EVENT_TTL_SECONDS": "86400",
