@@ -20,7 +20,7 @@ TEST_PROCESSES ?= 2
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo serve test lint format openapi bench gpu-check clean
+.PHONY: help setup demo serve test chaos lint format openapi bench gpu-check clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ serve: $(VENV)/.stamp-run ## run the server on http://127.0.0.1:8000 until Ctrl-
 
 test: $(VENV)/.stamp-dev ## run the whole test suite
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+
+chaos: $(VENV)/.stamp-dev ## kill everything at random for a quarter of an hour, then check every job
+	$(BIN)/python -m tests.chaos.run $(ARGS)
 
 lint: $(VENV)/.stamp-dev ## check style, types, import borders and the API description
 	$(BIN)/ruff check $(CODE)

@@ -13,10 +13,13 @@ from typing import Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Task = Literal["text-to-image", "video"]
-Family = Literal["sana", "wan-vace"]
+Family = Literal["sana", "wan-vace", "fake"]
 
 Residency = Literal["packed", "bf16", "fp8"]
 """How quantised weights rest in memory: as in the file, or converted once while loading."""
+
+MAX_FAKE_STEP_SECONDS = 3600.0
+MAX_FAKE_MEMORY_BYTES = 64 << 30
 
 
 class IntParameter(BaseModel):
@@ -81,6 +84,15 @@ class VideoLimits(BaseModel):
         return self
 
 
+class FakeDefaults(BaseModel):
+    """What the fake model does unless a request says otherwise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    step_seconds: float = Field(default=0.01, ge=0, le=MAX_FAKE_STEP_SECONDS)
+    memory_bytes: int = Field(default=0, ge=0, le=MAX_FAKE_MEMORY_BYTES)
+
+
 class ModelSpec(BaseModel):
     """One servable model: identity, request limits with defaults, and where its weights lie.
 
@@ -105,6 +117,9 @@ class ModelSpec(BaseModel):
         default=None, description="Which copy of the weights to load, where a folder has several."
     )
     video: VideoLimits | None = None
+    fake: FakeDefaults | None = Field(
+        default=None, description="Given if and only if the family is `fake`."
+    )
     residency: Residency | None = Field(
         default=None, description="How quantised weights rest in memory; None: by free memory."
     )
@@ -118,4 +133,10 @@ class ModelSpec(BaseModel):
             raise ValueError("video: given if and only if task is 'video'")
         if self.video is not None and self.num_images.maximum != 1:
             raise ValueError("num_images: a model that makes clips makes one a job")
+        return self
+
+    @model_validator(mode="after")
+    def _only_fakes_fake(self) -> Self:
+        if (self.family == "fake") != (self.fake is not None):
+            raise ValueError("fake: given if and only if family is 'fake'")
         return self

@@ -155,6 +155,9 @@ class Keeper:
         if found.execution_id == INPUTS:
             # A job keeps these to its end and beyond: RQ's tools may put it to work again.
             return False
+        if status in (b"failed", b"canceled"):
+            # Its worker may have stored results that nobody will see.
+            return True
         return found.execution_id.encode() not in executions
 
     def _sweep_uploads(self) -> int:

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from config.model_spec import ModelSpec
 from models.errors import CheckpointError
+from models.fake import spec as fake_spec
 from models.samplers import SAMPLERS
 from models.sana import spec as sana_spec
 from models.wan import spec as wan_spec
@@ -30,6 +31,7 @@ BUNDLED: Mapping[str, str] = {
     "wan-vace-demo": "wan/wan-vace-demo",
     "wan-vace-demo-q8_0": "wan/wan-vace-demo/wan-vace-demo-Q8_0.gguf",
     "wan-vace-demo-q4_k_m": "wan/wan-vace-demo/wan-vace-demo-Q4_K_M.gguf",
+    "fake": "fake",
 }
 """Ids of the models that are part of this package, and where they lie in its demo folder."""
 
@@ -78,8 +80,12 @@ def describe(source: Path) -> ModelSpec:
     not implemented.
     """
     is_file = not source.is_dir()
-    is_clip_model = is_file or WanVaceCheckpoint.is_at(source)
-    fields = wan_spec.spec_fields(source) if is_clip_model else sana_spec.spec_fields(source)
+    if not is_file and fake_spec.is_at(source):
+        fields = fake_spec.spec_fields()
+    elif is_file or WanVaceCheckpoint.is_at(source):
+        fields = wan_spec.spec_fields(source)
+    else:
+        fields = sana_spec.spec_fields(source)
     grids = {name: fields[name]["multiple_of"] for name in ("width", "height")}
     fields |= {"id": _id_of(source), "source": source}
     path = (source.parent if is_file else source) / OVERRIDES_FILE

@@ -25,6 +25,10 @@ def load(spec: ModelSpec, *, device: torch.device, dtype: torch.dtype) -> Pipeli
         from models.wan.pipeline import WanVacePipeline
 
         return WanVacePipeline.load(spec, device=device, dtype=dtype)
+    if spec.family == "fake":
+        from models.fake.pipeline import FakePipeline
+
+        return FakePipeline(spec, device)
     from models.sana.pipeline import SanaPipeline
 
     return SanaPipeline.load(spec, device=device, dtype=dtype)

@@ -13,7 +13,14 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("config", "denoised", "jobs", "models", "server", "workers")
-DOCUMENTS = ("README.md", "CONTRIBUTING.md", "docs/architecture.md", "docs/http.md")
+DOCUMENTS = (
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/architecture.md",
+    "docs/chaos.md",
+    "docs/fake.md",
+    "docs/http.md",
+)
 MOST_LINES = 400
 
 

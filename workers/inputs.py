@@ -19,6 +19,7 @@ from jobs.media.info import MediaError
 from jobs.media.pictures import num_frames, open_picture
 from jobs.media.sniff import sniff
 from jobs.types import ClaimedJob
+from models.fake.request import FakeRequest
 from models.pipeline import Clip, ImageRequest, Outpaint, Request, VideoRequest
 from workers.layout import draw_layout
 
@@ -26,6 +27,7 @@ SOURCE_PIXELS = 4
 """Larger frames than so many times the canvas are shrunk while decoding: memory for nothing."""
 
 _IMAGE_FIELDS = tuple(field.name for field in fields(ImageRequest))
+_FAKE_FIELDS = tuple(field.name for field in fields(FakeRequest))
 _PLAIN_FIELDS = (
     "prompt",
     "negative_prompt",
@@ -72,6 +74,8 @@ class InputReader:
         """
         if spec.task == "video":
             return self._video_request(job)
+        if spec.family == "fake":
+            return FakeRequest(**{name: job.input[name] for name in _FAKE_FIELDS})
         return ImageRequest(**{name: job.input[name] for name in _IMAGE_FIELDS})
 
     def _video_request(self, job: ClaimedJob) -> VideoRequest:

@@ -40,6 +40,8 @@ from workers.device import Device, DeviceLost
 from workers.engine import Engine
 from workers.heartbeat import Heartbeat, Pulse
 from workers.inputs import InputReader
+from workers.isolation import anyone_alone, must_be_alone
+from workers.patient_blobs import PatientBlobs
 from workers.residency import Residents
 from workers.results import ResultWriter
 from workers.steady_sink import PAUSE_SECONDS, SteadySink
@@ -131,12 +133,14 @@ class Worker:
             self._sign(lambda: self._lease.announce(self._describe()))
             return EXIT_NO_MODEL
         blobs = FileBlobStore(self._settings.blob_dir)
+        # Gives up before storing counts as stuck.
+        patient = PatientBlobs(blobs, retry_seconds=self._settings.step_timeout_seconds / 2)
         self._engine = Engine(
             residents.pipelines,
             self._sink,
             InputReader(blobs, max_frames=self._settings.max_file_frames),
             StoringQueue(
-                ResultWriter(blobs, residents.recipes),
+                ResultWriter(patient, residents.recipes),
                 BackgroundThread("storing"),
                 stuck_seconds=self._settings.step_timeout_seconds,
                 clock=time.monotonic,
@@ -202,7 +206,8 @@ class Worker:
         is_away = self._sink.is_away and not engine.is_idle
         if is_away or now < self._next_claim:
             return
-        ranks = engine.open_ranks()
+        most = self._settings.max_attempts
+        ranks = 0 if anyone_alone(engine.held(), most) else engine.open_ranks()
         if ranks == 0:
             return
         models, classes = [*self._residents.pipelines], [*Priority][:ranks]
@@ -218,6 +223,8 @@ class Worker:
             self._next_claim = now + PAUSE_SECONDS
             return
         for job in jobs:
+            if must_be_alone(job, most):
+                self._hand_back(engine, "made_room", refund=True)
             engine.admit(job)
             self._pulse.beat()
         if not jobs:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 from config.model_spec import ModelSpec
 from jobs.errors import InvalidInput
 from jobs.media.info import MediaInfo
-from jobs.schema import image, video, video_rules
+from jobs.schema import fake, image, video, video_rules
 from jobs.schema.references import FileReference, references_in
 from jobs.schema.refusals import MAX_ERRORS, field_error
 from jobs.schema.seeds import resolve_seed
@@ -35,6 +35,8 @@ _NO_FILES: Mapping[str, MediaInfo] = {}
 
 def input_model(spec: ModelSpec) -> type[BaseModel]:
     """The pydantic model of this spec's input; unknown fields are refused."""
+    if spec.fake is not None:
+        return fake.input_model(spec)
     return video.input_model(spec) if spec.task == "video" else image.input_model(spec)
 
 
@@ -60,6 +62,8 @@ def resolve_input(
     resolved = _validated(spec, raw)
     if spec.task == "video":
         resolved = video_rules.resolve(spec, resolved, files)
+    if spec.fake is not None:
+        fake.check(resolved)
     # Image i uses seed + i, which must be a seed of its own for its recipe to be submitted again.
     resolved["seed"] = resolve_seed(resolved["seed"], resolved.get("num_images", 1))
     return resolved

@@ -21,7 +21,12 @@ SEED_HELP = (
 @lru_cache(maxsize=256)
 def input_model(spec: ModelSpec) -> type[BaseModel]:
     """The pydantic model of this spec's input."""
-    made: dict[str, Any] = {
+    return fields.model_of(input_fields(spec))
+
+
+def input_fields(spec: ModelSpec) -> dict[str, Any]:
+    """What any model that makes pictures from text takes."""
+    return {
         "prompt": fields.prompt(spec, "What the picture should show."),
         "negative_prompt": fields.negative_prompt(spec),
         "width": fields.int_field(spec.width, "Width of the picture in pixels."),
@@ -39,4 +44,3 @@ def input_model(spec: ModelSpec) -> type[BaseModel]:
         ),
         "output_quality": fields.output_quality("For jpeg and webp; png is lossless."),
     }
-    return fields.model_of(made)

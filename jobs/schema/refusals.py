@@ -8,7 +8,7 @@ from pydantic_core import ErrorDetails
 
 from config.model_spec import FloatParameter, IntParameter, ModelSpec
 from jobs.errors import FieldError
-from jobs.schema import image, video
+from jobs.schema import fake, image, video
 from jobs.schema.references import MEDIA_FIELDS
 from jobs.schema.seeds import MAX_SEED
 
@@ -66,6 +66,8 @@ def _allowed_part(name: str) -> str:
 
 def _allowed(spec: ModelSpec, name: str) -> str:
     """What a field may hold, in words."""
+    if spec.fake is not None and name in fake.ALLOWED:
+        return fake.ALLOWED[name]
     if spec.video is not None and (words := _allowed_in_clips(spec, name)) is not None:
         return words
     ranges: dict[str, IntParameter | FloatParameter] = {

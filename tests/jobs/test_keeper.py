@@ -19,7 +19,7 @@ from jobs.embedded_redis import EmbeddedRedis
 from jobs.keeper import Keeper, KeeperReport
 from jobs.lease import LeaseClient
 from jobs.store import JobStore
-from jobs.types import ClaimedJob, ErrorCode, NewJob, Outcome, Output, Status
+from jobs.types import ClaimedJob, ErrorCode, JobFailure, NewJob, Outcome, Output, Status
 from jobs.worker_registry import WorkerInfo, announce
 
 MODEL = "test-model"
@@ -280,6 +280,25 @@ async def test_blobs_of_a_fenced_off_execution_go_those_of_the_winner_stay(
     keeper.run_once()
     assert [found.execution_id for found in blobs.executions()] == [second.execution_id]
     assert blobs.read(output_of(second).key) == b"winner"
+
+
+async def test_what_was_stored_for_a_job_that_did_not_succeed_goes_its_inputs_stay(
+    store: JobStore,
+    make_job: MakeJob,
+    worker: LeaseClient,
+    keeper: Keeper,
+    blobs: FileBlobStore,
+    output_of: Callable[[ClaimedJob], Output],
+) -> None:
+    failure = JobFailure(code=ErrorCode.INTERNAL, message="m")
+    for outcome in (Outcome(Status.CANCELLED), Outcome(Status.FAILED, failure=failure)):
+        await store.submit(make_job())
+        [job] = worker.claim([MODEL], 1)
+        blobs.put(output_of(job).key, b"nobody sees it")
+        blobs.put(f"jobs/{job.id}/inputs/mask", b"png")
+        worker.finish(job, outcome)
+        keeper.run_once()
+        assert {found.execution_id for found in blobs.executions()} == {"inputs"}
 
 
 async def test_stray_blobs_are_left_alone_for_the_grace_time(

@@ -102,6 +102,53 @@ async def test_a_job_that_kills_its_worker_ends_as_worker_lost(here: Station) ->
     assert record.error.code is ErrorCode.WORKER_LOST
 
 
+async def test_a_job_that_kills_its_worker_does_not_take_its_neighbours_with_it(
+    here: Station,
+) -> None:
+    here.settings = here.settings.model_copy(update={"max_attempts": 2, "lease_seconds": 0.5})
+    here.store._settings = here.settings
+    changes = {"heartbeat_seconds": 0.1, "lease_seconds": 0.5, "step_seconds": 0.05}
+    sound = [await here.submit(num_inference_steps=20) for _ in range(3)]
+    worker = here.start(**changes)
+    await here.stepping(sound[2])
+    poison = await here.submit("die", priority=Priority.INTERACTIVE, num_inference_steps=10)
+    records = {}
+    for job in (poison, *sound):
+        while job not in records:
+            if not worker.process.is_alive():
+                worker = here.start(**changes)
+            record = await here.store.get(job)
+            if record.status.is_terminal:
+                records[job] = record
+            await asyncio.sleep(0.01)
+    assert records[poison].status is Status.FAILED
+    assert {records[job].status for job in sound} == {Status.SUCCEEDED}
+    assert {records[job].attempt for job in sound} == {2}
+
+
+async def test_a_last_attempt_has_the_worker_to_itself(here: Station) -> None:
+    here.settings = here.settings.model_copy(update={"max_attempts": 2})
+    here.store._settings = here.settings
+    first = here.start(step_seconds=0.02)
+    lost = await here.submit("unlucky", num_inference_steps=60)
+    await here.stepping(lost)
+    first.send(signal.SIGSTOP)
+    here.start(step_seconds=0.02)
+    early = await here.submit("early", num_inference_steps=250)
+    await here.stepping(early)
+    await here.until(lost, lambda record: record.attempt == 2 and record.step > 2)
+    late = await here.submit("late", num_inference_steps=2)
+    assert (await here.ended(lost)).status is Status.SUCCEEDED
+    assert (await here.ended(late)).status is Status.SUCCEEDED
+    record = await here.ended(early)
+    assert (record.status, record.attempt) == (Status.SUCCEEDED, 1)
+    events = [await here.events(job) for job in (lost, early, late)]
+    assert [e["cause"] for e in events[1] if e["type"] == "job.requeued"] == ["made_room"]
+    [lost_ended] = [e["created_at"] for e in events[0] if e["type"] == "job.succeeded"]
+    [late_started] = [e["created_at"] for e in events[2] if e["type"] == "job.started"]
+    assert late_started >= lost_ended
+
+
 async def test_a_frozen_worker_that_returns_changes_nothing_and_works_on(here: Station) -> None:
     zombie = here.start(step_seconds=0.05)
     job = await here.submit(num_inference_steps=60)

@@ -1,0 +1,1 @@
+"""A model without weights, whose time, memory and failures a request chooses: for tests and CI."""

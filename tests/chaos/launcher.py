@@ -1,0 +1,127 @@
+"""How the chaos suite starts `denoised worker`, `api` and `keeper`: the real command, and around it
+what no user could switch on.
+
+The commands run as they are. Beneath them lie a clock that SIGUSR1 moves, a disk that is full or
+slow while a file says so, and, to prove that the suite notices, scripts with a safeguard cut out.
+Only what is needed before the hooks are in place is imported here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import stat
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+SABOTAGES = ("fence", "reaper", "checkpoint-fence")
+"""Safeguards that `launch` can switch off."""
+
+
+def launch(
+    arguments: Sequence[str],
+    env: Mapping[str, str],
+    control: Path,
+    log: Path,
+    sabotage: str | None,
+) -> None:
+    """Be `denoised <arguments>` with exactly `env` as environment.
+
+    `control` is the folder of files that steer the hooks; the process puts one named after its id
+    there once they are in place.
+    """
+    os.setsid()
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.environ.clear()
+    os.environ.update(env)
+    _install_clock(control)
+    _install_disk(control)
+
+    from denoised.lifeline import die_with
+
+    die_with(os.getppid(), signal.SIGKILL)
+    if sabotage is not None:
+        _switch_off(sabotage)
+    (control / str(os.getpid())).touch()
+    sys.argv = ["denoised", *arguments]
+    from denoised.cli import main
+
+    main()
+
+
+def clock_file(control: Path) -> Path:
+    """Holds `{"wall": s, "monotonic": s}`, by how much a process that gets SIGUSR1 moves on."""
+    return control / "clock.json"
+
+
+def full_disk_file(control: Path) -> Path:
+    """While it exists no file reaches the disk."""
+    return control / "disk-full"
+
+
+def slow_disk_file(control: Path) -> Path:
+    """While it exists every file takes as many seconds to reach the disk as it says."""
+    return control / "disk-slow"
+
+
+def _install_clock(control: Path) -> None:
+    true_wall, true_monotonic = time.time, time.monotonic
+    moved = {"wall": 0.0, "monotonic": 0.0}
+
+    def move(_signum: int, _frame: object) -> None:
+        for clock, seconds in json.loads(clock_file(control).read_text()).items():
+            moved[clock] += seconds
+
+    time.time = lambda: true_wall() + moved["wall"]
+    time.monotonic = lambda: true_monotonic() + moved["monotonic"]
+    signal.signal(signal.SIGUSR1, move)
+
+
+def _install_disk(control: Path) -> None:
+    full, slow = full_disk_file(control), slow_disk_file(control)
+    true_fsync = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISREG(os.fstat(descriptor).st_mode):
+            if full.exists():
+                raise OSError(28, "No space left on device")
+            if slow.exists():
+                time.sleep(float(slow.read_text() or 0))
+        true_fsync(descriptor)
+
+    os.fsync = fsync
+
+
+def _switch_off(safeguard: str) -> None:
+    if safeguard == "fence":
+        _cut("PROGRESS", "if held[1] ~= exec then return 0 end")
+        _cut("FINISH", "if job.exec ~= exec then", "if false then")
+        _cut("REQUEUE", "if job.exec ~= exec then", "if false then")
+    elif safeguard == "reaper":
+        _cut("REAP", "local reaped = {}", "do return {} end local reaped = {}")
+    elif safeguard == "checkpoint-fence":
+        # The one place to fill in: cut the fence out of what moves a checkpoint's pointer, and
+        # have `test_without_the_checkpoint_fence_...` in test_chaos_notices.py expect the result.
+        raise NotImplementedError("there are no checkpoints yet")
+    else:
+        raise ValueError(f"{safeguard!r} is none of {', '.join(SABOTAGES)}")
+
+
+def _cut(name: str, text: str, instead: str = "") -> None:
+    """Replace a part of a script; fails if the script no longer has it."""
+    from dataclasses import replace
+    from hashlib import sha1
+
+    from jobs import scripts
+
+    script = getattr(scripts, name)
+    if text not in script.source:
+        raise RuntimeError(f"{name} does not hold {text!r}: the safeguard is elsewhere now")
+    source = script.source.replace(text, instead)
+    sha = sha1(source.encode(), usedforsecurity=False).hexdigest()
+    setattr(scripts, name, replace(script, source=source, sha=sha))

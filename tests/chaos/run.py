@@ -1,0 +1,183 @@
+"""One chaos run from plan to verdict; `python -m tests.chaos.run` is what `make chaos` runs.
+
+A deployment of real processes over a Redis of its own is set up in a temporary folder, clients
+submit the plan's jobs over HTTP while the plan's blows fall, and when every job has ended, or none
+has for long enough, everything is checked and taken down again. The last line printed sums it up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from config.settings import Settings
+from jobs.blobs import FileBlobStore
+from jobs.connections import connect
+from jobs.keeper import Keeper
+from models.catalogue import discover
+from tests.chaos.attack import Attack
+from tests.chaos.checks import JobCheck, file_faults, key_faults, lease_faults
+from tests.chaos.clients import Accepted, Clients
+from tests.chaos.expected import ExpectedFiles
+from tests.chaos.fleet import Fleet
+from tests.chaos.launcher import SABOTAGES
+from tests.chaos.plan import API, KEEPERS, WORKERS, Plan, make_plan
+from tests.chaos.verdict import Findings, Report
+
+LEASE_SECONDS = 2.5
+MAX_ATTEMPTS = 5
+
+SETTINGS = {
+    "MODELS": "fake",
+    "DEVICE": "cpu",
+    "WORKERS": str(len(WORKERS)),
+    "MAX_BATCH_IMAGES": "8",
+    "LEASE_SECONDS": str(LEASE_SECONDS),
+    "HEARTBEAT_SECONDS": "0.6",
+    "REAP_SECONDS": "0.2",
+    "STEP_TIMEOUT_SECONDS": "12",
+    "DRAIN_SECONDS": "1.5",
+    "MAX_ATTEMPTS": str(MAX_ATTEMPTS),
+    # Only the longest jobs of a plan get any.
+    "CHECKPOINT_SECONDS": "0.5",
+    # Nothing may expire before it has been looked at.
+    "RESULT_TTL_SECONDS": "86400",
+    "EVENT_TTL_SECONDS": "86400",
+}
+
+POLL_SECONDS = 0.5
+
+
+async def run_plan(
+    plan: Plan, folder: Path, *, sabotage: str | None = None, patience_seconds: float = 90.0
+) -> Report:
+    """Carries a plan out in `folder`, which is empty; logs of all processes stay there.
+
+    When the plan is over, waits for the rest of the jobs for as long as one ends at least every
+    `patience_seconds`.
+    """
+    began = time.monotonic()
+    [spec] = discover(["fake"])
+    findings = Findings()
+    expected = ExpectedFiles(spec, folder / "digests.json")
+    async with (
+        Fleet(folder, SETTINGS, sabotage) as fleet,
+        Clients(fleet.url, plan) as clients,
+    ):
+        attack = Attack(fleet, plan)
+        await asyncio.gather(attack.run(), clients.run())
+        await _all_ended(fleet, clients.accepted, patience_seconds)
+        blobs = Path(fleet.env["DENOISED_DATA_DIR"]) / "blobs"
+        with connect(fleet.redis.url) as redis:
+            check = JobCheck(redis, clients, expected, blobs, findings, MAX_ATTEMPTS)
+            await check.run()
+            await fleet.stop(*WORKERS)
+            await _check_leftovers(fleet, clients, check, blobs, findings)
+    for end in fleet.unexpected_ends(crashes=plan.has("crash"), hangs=plan.has("hang")):
+        findings.add("wrong", end, "nothing explains it")
+    return Report(
+        seed=plan.seed,
+        plan_digest=plan.digest,
+        jobs=len(clients.accepted),
+        kills=attack.kills,
+        outages=attack.outages,
+        seconds=time.monotonic() - began,
+        findings=findings,
+        blows=attack.done,
+        endings=check.endings,
+        attempts=check.attempts,
+        retries=clients.retries,
+    )
+
+
+async def _all_ended(fleet: Fleet, accepted: list[Accepted], patience_seconds: float) -> None:
+    ended, since = -1, time.monotonic()
+    with connect(fleet.redis.url) as redis:
+        while time.monotonic() - since < patience_seconds:
+            pipeline = redis.pipeline(transaction=False)
+            for job in accepted:
+                pipeline.hget(f"rq:job:{job.id}", "status")
+            states = pipeline.execute()
+            now = sum(state in (b"finished", b"failed", b"canceled") for state in states)
+            if now == len(accepted):
+                return
+            if now != ended:
+                ended, since = now, time.monotonic()
+            await asyncio.sleep(POLL_SECONDS)
+
+
+async def _check_leftovers(
+    fleet: Fleet, clients: Clients, check: JobCheck, blobs: Path, findings: Findings
+) -> None:
+    settings = Settings(
+        redis_url=fleet.redis.url,
+        data_dir=blobs.parent,
+        lease_seconds=LEASE_SECONDS,
+        heartbeat_seconds=0.6,
+    )
+    with connect(fleet.redis.url) as redis:
+        # Gives what was left no time of grace.
+        keeper = Keeper(
+            redis, settings, FileBlobStore(blobs), orphan_grace_seconds=0, sweep_seconds=0
+        )
+        keeper.run_once()
+        for subject, what in [*lease_faults(redis), *file_faults(blobs, check.files)]:
+            findings.add("wrong", subject, what)
+        for job in clients.accepted:
+            for id_ in job.ids:
+                await clients.insist("DELETE", f"/v1/jobs/{id_}")
+        await fleet.stop(API, *KEEPERS)
+        # One round forgets a hundred jobs.
+        while keeper.run_once().expired:
+            pass
+        for subject, what in [*key_faults(redis), *file_faults(blobs, set())]:
+            findings.add("wrong", subject, f"{what} after all jobs were deleted")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs with what the command line says; 0 if nothing was found."""
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos.run", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=2000)
+    parser.add_argument("--kills", type=int, default=200)
+    parser.add_argument("--outages", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--seconds-per-kill", type=float, default=2.5)
+    parser.add_argument(
+        "--outage-scale", type=float, default=1.0, help="1: Redis is away for 2, 15 and 45 s"
+    )
+    parser.add_argument("--sabotage", choices=SABOTAGES, help="switch a safeguard off")
+    parser.add_argument("--folder", type=Path, help="keep everything here instead of deleting it")
+    given = parser.parse_args(arguments)
+    plan = make_plan(
+        given.seed,
+        jobs=given.jobs,
+        kills=given.kills,
+        outages=given.outages,
+        seconds_per_kill=given.seconds_per_kill,
+        outage_scale=given.outage_scale,
+        lease_seconds=LEASE_SECONDS,
+    )
+    print(
+        f"seed {given.seed}, plan {plan.digest}: {len(plan.jobs)} jobs and {len(plan.blows)} blows "
+        f"in {plan.blows[-1].at if plan.blows else 0:.0f} s",
+        flush=True,
+    )
+    folder = given.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
+    report = asyncio.run(run_plan(plan, folder, sabotage=given.sabotage))
+    for line in [*report.details(), *report.findings.lines()]:
+        print(line)
+    if report.is_clean and given.folder is None:
+        shutil.rmtree(folder)
+    else:
+        print(f"logs are in {folder / 'logs'}")
+    print(report.summary(), flush=True)
+    return 0 if report.is_clean else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
