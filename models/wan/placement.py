@@ -21,6 +21,7 @@ from models.weights.packed.fp8_linear import supports_fp8
 from models.weights.residency import Plan, choose_residency
 from models.weights.safetensors_folder import weight_files
 from models.weights.safetensors_header import read_shapes
+from models.weights.shards import shard_files
 
 # Activations of a token that live at once, in units of its channels, when rows are doubled for
 # guidance: stream, context, norms, queries, keys and values, and the wide middle of one layer.
@@ -95,7 +96,7 @@ def _text_encoder_bytes(path: Path, dtype: torch.dtype, variant: str | None) -> 
     if path.suffix == ".gguf":
         tensors = open_header(path).tensors
         return sum(info.nbytes for info in tensors if _is_on_device(info.name))
-    files = weight_files(path, variant) if path.is_dir() else (path,)
+    files = weight_files(path, variant) if path.is_dir() else shard_files(path)
     shapes = [item for file in files for item in read_shapes(file).items()]
     elements = sum(math.prod(shape) for name, shape in shapes if _is_on_device(name))
     size: int = elements * dtype.itemsize
