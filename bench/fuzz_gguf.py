@@ -3,9 +3,10 @@
 Small valid files, written by the `gguf` package, are damaged: bits flipped, length fields set to
 extremes, pieces cut, repeated, moved or taken from another file. Each case must end in a typed
 error of one line that names the file, or in a header whose tensors all lie inside the file, alone;
-what loads is also inspected and mapped, and the ends of every tensor are read. The program stops
-with a traceback at the first case that does anything else, takes a second, or allocates more than
-twice the file and a constant; otherwise it prints what was seen in one line.
+what loads is also inspected and mapped, and the ends of every tensor are read. One case in twenty
+is a damaged whole transformer, which goes all the way through `load_transformer`. The program stops
+with a traceback at the first case that does anything else, takes a second, or, while it reads,
+allocates more than twice the file and 64 KiB; otherwise it prints what was seen in one line.
 
 Seconds are by the clock, which a busy machine stretches at random. A case is the same each time, so
 one that took a second is run again and counted as repeated; it fails if it never takes less.
@@ -23,14 +24,20 @@ import timeit
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import gguf
 import numpy as np
+import torch
 
+from config.model_spec import Residency
 from models.errors import CheckpointError
+from models.wan.transformer import WanVaceTransformer
+from models.wan.transformer_config import WanVaceConfig, expected_shapes
+from models.wan.transformer_loading import load_transformer
 from models.weights.gguf.file import GgufFile
 from models.weights.gguf.format import QuantType
 from models.weights.gguf.header import GgufHeader, read_header
@@ -39,9 +46,17 @@ from models.weights.gguf.inspection import inspect_gguf
 WHERE = "case.gguf"
 MOST_SECONDS = 1.0
 REPEATS = 3
-ALLOWED_BESIDES_TWICE_THE_FILE = 256 << 10
+ALLOWED_BESIDES_TWICE_THE_FILE = 64 << 10
+"""What the interpreter's objects and messages take, however small the file."""
 MEASURE_MEMORY_EVERY = 20
+LOAD_EVERY = 20
 LONGEST_MESSAGE = 1000
+RESIDENCIES: tuple[Residency, ...] = ("packed", "bf16")
+
+# The narrowest transformer whose configuration shapes can tell.
+_WHOLE = WanVaceConfig(
+    num_heads=1, ffn_dim=32, num_layers=1, vace_layers=(0,), text_dim=32, freq_dim=32
+)
 
 _INTERESTING = (0, 1, 2, 3, 5, 8, 9, 31, 32, 255, 256, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32,
                 2**61, 2**63 - 1, 2**63, 2**64 - 1)  # fmt: skip
@@ -109,6 +124,23 @@ def valid_files(folder: Path) -> list[bytes]:
     return files
 
 
+def whole_transformer(folder: Path) -> bytes:
+    """A file of 0.3 MB that loads: zeros under every name, matrices in Q4_0."""
+    path = folder / "whole.gguf"
+    writer = gguf.GGUFWriter(path, "wan")
+    for name, shape in expected_shapes(_WHOLE).items():
+        if len(shape) == 2:
+            data = np.zeros((shape[0], shape[1] // 32 * 18), np.uint8)
+            writer.add_tensor(name, data, raw_dtype=gguf.GGMLQuantizationType.Q4_0)
+        else:
+            writer.add_tensor(name, np.zeros(shape, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
 def mutate(rng: random.Random, files: list[bytes]) -> bytes:
     """One damaged file: a few random mutations of one of `files`."""
     data = bytearray(rng.choice(files))
@@ -122,10 +154,7 @@ def check(data: bytes, folder: Path) -> GgufHeader | CheckpointError:
     try:
         header = read_header(BytesIO(data), len(data), where=WHERE)
     except CheckpointError as error:
-        message = str(error)
-        assert message.startswith(f"{WHERE}: "), message
-        assert message.isprintable(), message
-        assert len(message) < LONGEST_MESSAGE, message
+        _hold(error, WHERE)
         return error
     end = header.data_offset
     for info in sorted(header.tensors, key=lambda info: info.offset):
@@ -144,6 +173,32 @@ def check(data: bytes, folder: Path) -> GgufHeader | CheckpointError:
     return header
 
 
+def check_loading(
+    data: bytes, folder: Path, residency: Residency
+) -> WanVaceTransformer | CheckpointError:
+    """Load one case as a worker does: a typed error, or a transformer of numbers."""
+    path = folder / WHERE
+    path.write_bytes(data)
+    try:
+        loaded = load_transformer(path, device="cpu", dtype=torch.float32, residency=residency)
+    except CheckpointError as error:
+        _hold(error, str(path))
+        return error
+    for name, tensor in (*loaded.named_parameters(), *loaded.named_buffers()):
+        assert not tensor.is_meta, name
+    return loaded
+
+
+def _hold(error: CheckpointError, where: str) -> None:
+    message = str(error)
+    assert message.startswith(f"{where}: "), message
+    assert message.isprintable(), message
+    assert len(message) < LONGEST_MESSAGE, message
+
+
+_OUTCOMES = {GgufHeader: "loaded", WanVaceTransformer: "loaded as a transformer"}
+
+
 def fuzz(cases: int, seed: int) -> dict[str, Any]:
     """Run the cases; what was seen: outcomes, seconds of the slowest, bytes of the largest."""
     rng = random.Random(seed)
@@ -157,14 +212,24 @@ def fuzz(cases: int, seed: int) -> dict[str, Any]:
         for data in files:
             header = check(data, folder)
             assert isinstance(header, GgufHeader), header
+        whole = whole_transformer(folder)
+        for residency in RESIDENCIES:
+            loaded = check_loading(whole, folder, residency)
+            assert isinstance(loaded, WanVaceTransformer), loaded
         for case in range(cases):
-            data = mutate(rng, files)
+            if case % LOAD_EVERY == LOAD_EVERY - 1:
+                data = mutate(rng, [whole])
+                residency = RESIDENCIES[case // LOAD_EVERY % len(RESIDENCIES)]
+                run_case = partial(check_loading, data, folder, residency)
+            else:
+                data = mutate(rng, files)
+                run_case = partial(check, data, folder)
             measured = case % MEASURE_MEMORY_EVERY == 0
             if measured:
                 tracemalloc.start()
             start, cpu_start = time.perf_counter(), time.process_time()
             try:
-                outcome = check(data, folder)
+                outcome = run_case()
             except BaseException as error:
                 error.add_note(f"case {case} of seed {seed}, {len(data)} bytes")
                 raise
@@ -176,10 +241,10 @@ def fuzz(cases: int, seed: int) -> dict[str, Any]:
                 assert extra <= ALLOWED_BESIDES_TWICE_THE_FILE, f"case {case}: {extra} bytes"
             if seconds >= MOST_SECONDS:
                 repeated += 1
-                least = min(timeit.repeat(lambda: check(data, folder), number=1, repeat=REPEATS))  # noqa: B023
+                least = min(timeit.repeat(run_case, number=1, repeat=REPEATS))
                 assert least < MOST_SECONDS, f"case {case} of seed {seed} takes {least:.2f} s"
             slowest, slowest_cpu = max(slowest, seconds), max(slowest_cpu, cpu_seconds)
-            outcomes["loaded" if isinstance(outcome, GgufHeader) else type(outcome).__name__] += 1
+            outcomes[_OUTCOMES.get(type(outcome)) or type(outcome).__name__] += 1
     return {
         "cases": cases,
         "outcomes": dict(outcomes.most_common()),

@@ -42,6 +42,5 @@ def weights_of(spec: ModelSpec) -> tuple[Path, ...]:
     if spec.family == "wan-vace":
         from models.wan.checkpoint import WanVaceCheckpoint
 
-        found = WanVaceCheckpoint.read(spec.source)
-        return (found.transformer, found.autoencoder, found.text_encoder)
+        return WanVaceCheckpoint.read(spec.source).weights
     return (spec.source,)

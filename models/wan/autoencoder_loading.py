@@ -14,6 +14,8 @@ from models.wan.autoencoder_config import WanAutoencoderConfig, infer_config
 from models.wan.autoencoder_names import count_res_blocks, to_diffusers
 from models.weights.json_file import read_json_object
 from models.weights.safetensors_folder import fill_module, read_tensors, weight_files
+from models.weights.safetensors_header import read_shapes
+from models.weights.shards import shard_files
 from models.weights.skeleton import skeleton
 
 
@@ -31,9 +33,8 @@ def load_autoencoder(
     `.pth` file is read as data only; no code in it is run.
     """
     config = None
-    files: tuple[Path, ...] = (path,)
+    files = _files(path, variant)
     if path.is_dir():
-        files = weight_files(path, variant)
         config_path = path / "config.json"
         try:
             config = WanAutoencoderConfig.from_json(read_json_object(config_path))
@@ -53,6 +54,24 @@ def load_autoencoder(
         autoencoder = WanAutoencoder(config)
     fill_module(autoencoder, tensors, where=path, device=device, dtype=dtype)
     return autoencoder
+
+
+def autoencoder_shapes(path: Path, variant: str | None = None) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that `load_autoencoder` would load, by its name in the file.
+
+    Raises CheckpointError as that does.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in _files(path, variant):
+        if file.suffix == ".pth":
+            shapes.update({name: tuple(t.shape) for name, t in _read_pickle(file).items()})
+        else:
+            shapes.update(read_shapes(file))
+    return shapes
+
+
+def _files(path: Path, variant: str | None) -> tuple[Path, ...]:
+    return weight_files(path, variant) if path.is_dir() else shard_files(path)
 
 
 def _named(path: Path, error: Exception) -> str:

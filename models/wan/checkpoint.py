@@ -1,10 +1,11 @@
 """What a folder with a Wan-VACE model says about itself, without its weights.
 
 Two layouts come in. A diffusers folder has `model_index.json` and one folder for each component.
-A plain folder holds files as they are shared: a GGUF or safetensors transformer in any naming, the
-autoencoder, a UMT5 encoder and its `tokenizer.json`. A `WanVaceCheckpoint` goes out, with the path
-of every component, or an error that says what is missing or unsupported. Imports no tensor library:
-the catalogue describes a model from this, the pipeline loads from it.
+A plain folder holds files as they are shared: a GGUF or safetensors transformer in any naming, in
+one file or in shards, the autoencoder, a UMT5 encoder and its `tokenizer.json`. A
+`WanVaceCheckpoint` goes out, with the path of every component, or an error that says what is
+missing or unsupported. Imports no tensor library: the catalogue describes a model from this, the
+pipeline loads from it.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from models.errors import CheckpointError, UnsupportedCheckpoint
 from models.wan.transformer_config import WanVaceConfig, infer_config
 from models.wan.transformer_names import to_original
 from models.weights.gguf.header import open_header
-from models.weights.gguf.identify import require_wan_vace
+from models.weights.gguf.identify import Kind, identify, require_wan_vace
 from models.weights.json_file import read_json_object
 from models.weights.safetensors_header import read_shapes
+from models.weights.shards import first_shards, shard_files
 
 PIPELINE_CLASS = "WanVACEPipeline"
 
@@ -82,8 +84,9 @@ class WanVaceCheckpoint:
     """A model's components, its transformer's configuration and its sampling defaults.
 
     `transformer` is a GGUF or safetensors file or a folder; `autoencoder` and `text_encoder` are
-    files or folders; `tokenizer` is a `tokenizer.json`. `sampler` is a name of
-    `models.samplers.SAMPLERS`; `shift` the flow shift of its sigmas, greater than 0.
+    files or folders; a file may be the first of several shards. `tokenizer` is a `tokenizer.json`.
+    `sampler` is a name of `models.samplers.SAMPLERS`; `shift` the flow shift of its sigmas, greater
+    than 0.
     """
 
     folder: Path
@@ -125,6 +128,12 @@ class WanVaceCheckpoint:
             shift=shift,
         )
 
+    @property
+    def weights(self) -> tuple[Path, ...]:
+        """The files and folders that hold weights, every shard of them."""
+        parts = (self.transformer, self.autoencoder, self.text_encoder)
+        return tuple(file for part in parts for file in shard_files(part))
+
     @staticmethod
     def is_at(folder: Path) -> bool:
         """Whether `folder` looks like it holds such a model, so that `read` may say what lacks."""
@@ -139,7 +148,7 @@ def _transformer(folder: Path) -> Path:
         return folder / "transformer"
     files = [
         path
-        for path in sorted(folder.iterdir())
+        for path in first_shards(folder.iterdir())
         if path.suffix in (".gguf", ".safetensors")
         and path.name != _PREVIEW_FILE
         and not _is_text_encoder(path)
@@ -156,7 +165,7 @@ def _transformer(folder: Path) -> Path:
 def _component(folder: Path, name: str, what: str, is_it: Callable[[Path], bool]) -> Path:
     if (folder / name).is_dir():
         return folder / name
-    found = [path for path in sorted(folder.iterdir()) if path.is_file() and is_it(path)]
+    found = [path for path in first_shards(folder.iterdir()) if path.is_file() and is_it(path)]
     if len(found) != 1:
         there = ", ".join(path.name for path in found) or "none"
         raise CheckpointError(
@@ -174,6 +183,12 @@ def _tokenizer(folder: Path) -> Path:
 
 
 def _is_text_encoder(path: Path) -> bool:
+    if path.suffix == ".gguf":
+        try:
+            return identify(open_header(path)).kind is Kind.TEXT_ENCODER
+        except CheckpointError:
+            # Only who wants this very file should hear what is wrong with it.
+            pass
     name = path.name.lower()
     return path.suffix in (".gguf", ".safetensors") and ("t5" in name or "text_encoder" in name)
 
@@ -200,7 +215,8 @@ def _read_config(folder: Path, transformer: Path) -> WanVaceConfig:
         require_wan_vace(transformer, header)
         shapes = {info.name: info.shape for info in header.tensors}
     else:
-        shapes = read_shapes(transformer)
+        files = shard_files(transformer)
+        shapes = {name: shape for file in files for name, shape in read_shapes(file).items()}
     try:
         return infer_config({to_original(name): shape for name, shape in shapes.items()})
     except CheckpointError as error:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import torch
 
 from config.model_spec import ModelSpec, Residency
 from models.errors import CheckpointError
+from models.wan.autoencoder_loading import autoencoder_shapes
 from models.wan.checkpoint import WanVaceCheckpoint
 from models.wan.latent_shape import PIXELS_PER_LATENT, latent_frames
 from models.wan.transformer_config import expected_shapes
@@ -17,10 +17,12 @@ from models.wan.umt5_config import EMBEDDING
 from models.wan.umt5_names import UNUSED, to_transformers
 from models.weights.gguf.header import open_header
 from models.weights.gguf.inspection import memory_by_residency
+from models.weights.host_memory import free_host_bytes
 from models.weights.packed.fp8_linear import supports_fp8
 from models.weights.residency import Plan, choose_residency
 from models.weights.safetensors_folder import weight_files
 from models.weights.safetensors_header import read_shapes
+from models.weights.shards import shard_files
 
 # Activations of a token that live at once, in units of its channels, when rows are doubled for
 # guidance: stream, context, norms, queries, keys and values, and the wide middle of one layer.
@@ -43,9 +45,9 @@ def plan_placement(
     tokens //= math.prod(config.patch_size)
     live = _LIVE_CHANNELS * config.dim + 2 * config.ffn_dim
     on_cuda = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if on_cuda else _free_host_bytes()
+    free = torch.cuda.mem_get_info(device)[0] if on_cuda else free_host_bytes()
     beside = _text_encoder_bytes(checkpoint.text_encoder, dtype, spec.variant)
-    beside += _stored_bytes(checkpoint.autoencoder)
+    beside += _autoencoder_bytes(checkpoint.autoencoder, spec.variant)
     try:
         return choose_residency(
             packed_bytes=sizes["packed"],
@@ -95,7 +97,7 @@ def _text_encoder_bytes(path: Path, dtype: torch.dtype, variant: str | None) -> 
     if path.suffix == ".gguf":
         tensors = open_header(path).tensors
         return sum(info.nbytes for info in tensors if _is_on_device(info.name))
-    files = weight_files(path, variant) if path.is_dir() else (path,)
+    files = weight_files(path, variant) if path.is_dir() else shard_files(path)
     shapes = [item for file in files for item in read_shapes(file).items()]
     elements = sum(math.prod(shape) for name, shape in shapes if _is_on_device(name))
     size: int = elements * dtype.itemsize
@@ -106,18 +108,7 @@ def _is_on_device(name: str) -> bool:
     return not name.startswith(UNUSED) and to_transformers(name) != EMBEDDING
 
 
-def _stored_bytes(path: Path) -> int:
-    files = path.glob("*.safetensors") if path.is_dir() else (path,)
-    return sum(file.stat().st_size for file in files)
-
-
-def _free_host_bytes() -> int:
-    """Memory that can be taken without swapping, counting what caches would give back."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _autoencoder_bytes(path: Path, variant: str | None) -> int:
+    """Bytes of the autoencoder, which computes in float32 whatever the file holds."""
+    shapes = autoencoder_shapes(path, variant).values()
+    return sum(math.prod(shape) for shape in shapes) * torch.float32.itemsize

@@ -20,6 +20,7 @@ from models.weights.gguf.format import BLOCK, QuantType
 from models.weights.gguf.packed_tensor import PackedTensor
 from models.weights.gguf.tensor_records import TensorInfo
 from models.weights.safetensors_folder import read_tensors, weight_files
+from models.weights.shards import shard_files
 
 _PLAIN = {
     QuantType.F32: torch.float32,
@@ -85,12 +86,12 @@ def gguf_tensors(file: GgufFile) -> Iterator[StoredTensor]:
 def safetensors_tensors(
     path: Path, variant: str | None, *, ignored: tuple[str, ...] = ()
 ) -> Iterator[StoredTensor]:
-    """Every tensor of a safetensors file, or of those in a folder, whose name does not begin with
-    one of `ignored`.
+    """Every tensor of a safetensors file and its other shards, or of the files in a folder, whose
+    name does not begin with one of `ignored`.
 
     Raises CheckpointError naming the file when one is missing, damaged, or holds whole numbers.
     """
-    for file in weight_files(path, variant) if path.is_dir() else (path,):
+    for file in weight_files(path, variant) if path.is_dir() else shard_files(path):
         for name, tensor in read_tensors(file):
             if name.startswith(ignored):
                 continue

@@ -29,6 +29,8 @@ class Kernel(StrEnum):
     """The stored numbers are the ones to compute with."""
     TORCH = "torch"
     """Dequantise with torch operators, then multiply."""
+    TILED = "tiled"
+    """Dequantise a few rows with torch operators and multiply by them while the cache has them."""
     TRITON = "triton"
     """Dequantise with one kernel, then multiply."""
     FUSED = "fused"
@@ -45,9 +47,11 @@ def choose_kernel(
     """
     if _FLOAT_DTYPES.get(type) is dtype:
         return Kernel.VIEW
+    few = rows is not None and rows <= FUSED_ROWS
+    if device_type == "cpu" and few:
+        return Kernel.TILED
     if device_type != "cuda" or not triton or BLOCK[type][0] == 1:
         return Kernel.TORCH
-    few = rows is not None and rows <= FUSED_ROWS
     return Kernel.FUSED if few else Kernel.TRITON
 
 

@@ -1,8 +1,9 @@
 """A linear layer whose weight stays quantised, as it lies in the GGUF file.
 
 In every call the weight is dequantised into memory that all layers share and multiplied from there,
-once for the whole batch, so both branches of guidance pay for one dequantisation. On CUDA devices
-Triton kernels do it, for few rows in one pass with the product; see `kernel_choice`.
+once for the whole batch, so both branches of guidance pay for one dequantisation. For few rows of
+input, when that costs more than the product, the two are done in one pass: on a CPU tile by tile,
+on CUDA devices in a Triton kernel. See `kernel_choice`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from models.weights.packed.kernel_choice import Kernel, choose_kernel, has_trito
 from models.weights.packed.scratch import scratch
 
 _ALIGNMENT = 4
+# Elements of a tile: 4 MB in float32, which a cache holds between being written and being read.
+_TILE = 1 << 20
+# Rows of the weight that a matrix product takes at once; other numbers leave it a slower rest.
+_ROWS_TOGETHER = 32
 
 
 class PackedLinear(nn.Module):
@@ -43,11 +48,14 @@ class PackedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in_features] to [..., out_features], computed in the dtype of `x`."""
-        if self._kernel(x.dtype, x.numel() // self.in_features) is Kernel.FUSED:
+        kernel = self._kernel(x.dtype, x.numel() // self.in_features)
+        if kernel is Kernel.FUSED:
             from models.weights.packed import triton_linear
 
             return triton_linear.linear(x, self.packed, self.type, self.bias)
         bias = None if self.bias is None else self.bias.to(x.dtype)
+        if kernel is Kernel.TILED:
+            return self._by_tiles(x, bias)
         return functional.linear(x, self._weight(x.dtype), bias)
 
     def dequantized(self, dtype: torch.dtype) -> Tensor:
@@ -58,6 +66,20 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         """Sizes and block type, for printing the module."""
         return f"{self.in_features}, {self.out_features}, {self.type.name}"
+
+    def _by_tiles(self, x: Tensor, bias: Tensor | None) -> Tensor:
+        # As pieces of `dequantize` do, a tile grows with the caches that the threads have.
+        elements = _TILE * max(1, torch.get_num_threads() // 4)
+        rows = max(1, elements // self.in_features // _ROWS_TOGETHER) * _ROWS_TOGETHER
+        products = []
+        for start in range(0, self.out_features, rows):
+            packed = self.packed[start : start + rows]
+            shape = (len(packed), self.in_features)
+            tile = scratch(shape, x.dtype, packed.device)
+            dequantize(packed, self.type, dtype=x.dtype, out=tile)
+            part = None if bias is None else bias[start : start + rows]
+            products.append(functional.linear(x, tile, part))
+        return products[0] if len(products) == 1 else torch.cat(products, dim=-1)
 
     def _weight(self, dtype: torch.dtype) -> Tensor:
         """The weight in `dtype`, valid until the next layer of this thread asks for its own."""

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from models.catalogue import describe, discover
 from models.errors import CheckpointError, UnsupportedCheckpoint
+from models.loading import weights_of
 from models.sana.preview import PREVIEW_FILE
 from models.wan.checkpoint import WanVaceCheckpoint
 from models.wan.pipeline import WanVacePipeline
@@ -22,6 +23,7 @@ from models.weights.gguf.recipe import FileType
 from tests.models.runs import relative_error
 from tests.models.tiny import edit_json
 from tests.models.wan.tiny_checkpoint import load, request, run, write_checkpoint
+from tests.models.wan.tiny_umt5 import make_reference, transformers_weights, write_gguf
 
 
 @pytest.fixture(scope="module")
@@ -172,6 +174,47 @@ def test_a_transformer_in_one_safetensors_file_is_taken_too(
     assert pipeline.residency == "float32"
 
 
+def test_shards_of_the_original_release_are_one_transformer(
+    plain_folder: Path, tiny_wan: Path, tmp_path: Path
+):
+    folder = shutil.copytree(plain_folder, tmp_path / "copy")
+    (folder / "Tiny_VACE-Q8_0.gguf").unlink()
+    weights = load_file(tiny_wan / "transformer" / "diffusion_pytorch_model.safetensors")
+    names = list(weights)
+    shards = [folder / f"diffusion_pytorch_model-0000{n}-of-00002.safetensors" for n in (1, 2)]
+    for number, shard in enumerate(shards):
+        save_file({to_original(name): weights[name] for name in names[number::2]}, shard)
+    checkpoint = WanVaceCheckpoint.read(folder)
+    assert checkpoint.config.num_layers == 2
+    # All of them are what a recipe's digest must cover.
+    assert set(shards) < set(weights_of(describe(folder)))
+    expected = run(load(tiny_wan), request(width=48, height=32)).latents
+    assert run(load(folder), request(width=48, height=32)).latents.equal(expected)
+    shards[0].unlink()
+    with pytest.raises(CheckpointError, match=r"00001-of-00002\.safetensors: shard is missing"):
+        describe(folder)
+
+
+@pytest.mark.parametrize("name", ["encoder-Q8_0.gguf", "a.gguf"])
+def test_a_gguf_text_encoder_is_told_by_its_tensors(plain_folder: Path, tmp_path: Path, name: str):
+    folder = shutil.copytree(plain_folder, tmp_path / "copy")
+    shutil.rmtree(folder / "text_encoder")
+    write_gguf(folder / name, transformers_weights(make_reference()))
+    # Named like a text encoder, and none.
+    (folder / "Tiny_VACE-Q8_0.gguf").rename(folder / "with_t5_VACE-Q8_0.gguf")
+    checkpoint = WanVaceCheckpoint.read(folder)
+    assert checkpoint.text_encoder.name == name
+    assert checkpoint.transformer.name == "with_t5_VACE-Q8_0.gguf"
+
+
+def test_a_damaged_gguf_beside_the_one_asked_for_does_no_harm(plain_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(plain_folder, tmp_path / "copy")
+    (folder / "broken.gguf").write_bytes(b"GGUF")
+    assert describe(folder / "Tiny_VACE-Q8_0.gguf").id == "tiny_vace-q8_0"
+    with pytest.raises(CheckpointError, match=r"found: Tiny_VACE-Q8_0\.gguf, broken\.gguf"):
+        describe(folder)
+
+
 @pytest.mark.parametrize(
     ("entry", "value", "message"),
     [
@@ -202,7 +245,7 @@ def test_another_pipeline_is_refused(wan_copy: Path):
 
 
 def test_weights_that_do_not_fit_the_memory_are_refused_with_the_numbers(plain_folder, monkeypatch):
-    monkeypatch.setattr("models.wan.placement._free_host_bytes", lambda: 1000)
+    monkeypatch.setattr("models.wan.placement.free_host_bytes", lambda: 1000)
     with pytest.raises(CheckpointError, match=r"Tiny_VACE-Q8_0\.gguf: packed weights take"):
         load(plain_folder)
 

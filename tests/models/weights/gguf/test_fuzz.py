@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.fuzz_gguf import check, fuzz, valid_files
+from bench.fuzz_gguf import (
+    LOAD_EVERY,
+    check,
+    check_loading,
+    fuzz,
+    valid_files,
+    whole_transformer,
+)
+from models.errors import CheckpointError
+from models.wan.transformer import WanVaceTransformer
 from models.weights.gguf.header import GgufHeader, read_header
 
 NUMBERS = st.one_of(
@@ -57,7 +66,32 @@ def test_the_material_of_the_fuzzer_is_sound(folder: Path) -> None:
 
 def test_the_fuzzer_finds_nothing_and_reaches_both_outcomes() -> None:
     seen = fuzz(500, seed=1)
-    assert set(seen["outcomes"]) == {"loaded", "CheckpointError", "UnsupportedCheckpoint"}
+    assert set(seen["outcomes"]) == {
+        "loaded",
+        "loaded as a transformer",
+        "CheckpointError",
+        "UnsupportedCheckpoint",
+    }
+
+
+def test_a_damaged_transformer_is_loaded_or_refused_by_name(folder: Path) -> None:
+    whole = whole_transformer(folder)
+    for residency in ("packed", "bf16"):
+        assert isinstance(check_loading(whole, folder, residency), WanVaceTransformer)
+        # Sound as a file, and no transformer any more.
+        renamed = whole.replace(b"blocks.0.ffn.0.bias", b"blocks.0.fun.0.bias", 1)
+        refused = check_loading(renamed, folder, residency)
+        assert isinstance(refused, CheckpointError)
+        assert "ffn.0.bias" in str(refused)
+
+
+def test_the_fuzzer_notices_a_loader_that_crashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*arguments: object, **keywords: object) -> None:
+        raise RuntimeError("shape is invalid for input of size 0")
+
+    monkeypatch.setattr("bench.fuzz_gguf.check_loading", crash)
+    with pytest.raises(RuntimeError):
+        fuzz(LOAD_EVERY, seed=0)
 
 
 def test_the_fuzzer_notices_a_reader_that_crashes(monkeypatch: pytest.MonkeyPatch) -> None:

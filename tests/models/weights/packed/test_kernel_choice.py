@@ -39,8 +39,17 @@ def test_without_gpu_or_triton_torch_dequantises(type):
     for device_type, triton in (("cpu", True), ("cpu", False), ("cuda", False)):
         if PLAIN.get(type) is dtype:
             continue
-        kernel = choose_kernel(type, dtype, 1, device_type=device_type, triton=triton)
+        kernel = choose_kernel(type, dtype, None, device_type=device_type, triton=triton)
         assert kernel is Kernel.TORCH
+
+
+@pytest.mark.parametrize("type", QUANTISED, ids=lambda type: type.name)
+def test_on_a_cpu_few_rows_go_by_tiles_and_many_do_not(type):
+    def kernel(rows):
+        return choose_kernel(type, torch.float32, rows, device_type="cpu", triton=True)
+
+    assert kernel(1) is kernel(FUSED_ROWS) is Kernel.TILED
+    assert kernel(FUSED_ROWS + 1) is kernel(None) is Kernel.TORCH
 
 
 def test_other_floating_dtypes_are_cast_by_torch_on_a_gpu_too():

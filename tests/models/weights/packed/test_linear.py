@@ -12,8 +12,10 @@ from gguf import GGMLQuantizationType
 
 from models.weights.gguf.format import QuantType
 from models.weights.gguf.packed_tensor import PackedTensor
+from models.weights.packed import linear
 from models.weights.packed.linear import PackedLinear
 from models.weights.packed.scratch import release_scratch, scratch
+from tests.models.runs import relative_error
 from tests.models.weights.packed.blocks import random_packed
 
 EVERY_TYPE = tuple(QuantType)
@@ -69,6 +71,25 @@ def test_the_dequantised_weight_is_the_callers_own(type, dtype):
     weight.zero_()
     assert torch.equal(packed.data, before)
     assert layer.dequantized(dtype).any()
+
+
+@pytest.mark.parametrize("type", [QuantType.Q8_0, QuantType.Q4_K], ids=lambda type: type.name)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@torch.inference_mode()
+def test_few_rows_are_multiplied_tile_by_tile_to_the_same_result(type, dtype, monkeypatch):
+    monkeypatch.setattr(linear, "_TILE", 32 * 512)
+    packed, bias = random_packed(type, 100, 512), torch.randn(100)
+    weight = reference_weight(packed).to(dtype)
+    x = torch.randn(2, 5, 512, dtype=dtype)
+    release_scratch()
+    for given in (bias, None):
+        expected = torch.nn.functional.linear(x, weight, None if given is None else bias.to(dtype))
+        result = PackedLinear(packed, given)(x)
+        assert result.shape == (2, 5, 100)
+        assert result.is_contiguous()
+        assert relative_error(result.float(), expected.float()) < torch.finfo(dtype).eps
+    tile = scratch((1,), torch.uint8, x.device).untyped_storage().nbytes()
+    assert tile <= max(1, torch.get_num_threads() // 4) * 32 * 512 * dtype.itemsize
 
 
 def test_layers_share_their_scratch_and_do_not_disturb_each_other():
