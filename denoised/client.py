@@ -15,6 +15,7 @@ the server: the stream is taken up again after the last event seen.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from server.schemas import Job, JobList, Model, ModelList, Readiness, StoredFile
 __all__ = ["ApiError", "Client", "ClientError", "JobEvent", "ServerUnreachable"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+API_KEY_VARIABLE = "DENOISED_API_KEY"
 
 # The server sends a comment at least every 15 s, so this much silence means a dead connection.
 STREAM_SILENCE_SECONDS = 45.0
@@ -55,16 +57,21 @@ class JobEvent:
 class Client:
     """Talks to one server. Use as a context manager, or call `close`.
 
-    `timeout` is in seconds and holds for every request except event streams. Every method raises
-    ServerUnreachable or ApiError.
+    `timeout` is in seconds and holds for every request except event streams. `api_key` is sent with
+    every request; without it, that in the environment variable DENOISED_API_KEY, if any. Every
+    method raises ServerUnreachable or ApiError.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0) -> None:
+    def __init__(
+        self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout: float = 30.0
+    ) -> None:
         self.url = url.rstrip("/")
         self._timeout = timeout
         parsed = httpx2.URL(self.url)
+        api_key = api_key or os.environ.get(API_KEY_VARIABLE)
         self._http = httpx2.Client(
             base_url=self.url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=timeout,
             # Loading certificate authorities takes longer than a request; plain HTTP needs none.
             verify=parsed.scheme == "https",

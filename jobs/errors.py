@@ -92,6 +92,14 @@ class StoredFileNotFound(JobError):
         self.file_id = file_id
 
 
+class ApiKeyNotFound(JobError):
+    """No such API key, or it has been revoked."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"no API key {key_id!r}")
+        self.key_id = key_id
+
+
 class FileTooLarge(JobError):
     """More bytes came than one file may have."""
 

@@ -114,6 +114,7 @@ def record_from_fields(
     stage = _text(fields, "stage")
     return JobRecord(
         id=job_id,
+        owner=_text(fields, "owner"),
         model=call.model,
         status=status,
         stage=Stage(stage) if stage else None,
@@ -146,6 +147,7 @@ def new_record(job: NewJob, max_attempts: int, submitted_us: int, position: int)
     """The record of a job just submitted, without reading it back."""
     return JobRecord(
         id=job.id,
+        owner=job.owner,
         model=job.model,
         status=Status.QUEUED,
         max_attempts=max_attempts,

@@ -70,7 +70,8 @@ class JobStore:
     """Jobs in Redis, for an asyncio server.
 
     `redis` answers in bytes (`jobs.connections.connect_async`). Every method raises
-    `StoreUnavailable` when Redis cannot be reached.
+    `StoreUnavailable` when Redis cannot be reached. `owner` is the id of the API key on whose
+    behalf it is called, empty for none; jobs of others are not found.
     """
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
@@ -97,9 +98,10 @@ class JobStore:
                 job.total_steps,
                 limits.max_attempts,
                 limits.max_queued_jobs,
-                keys.idempotency_digest(job.idempotency_key) if job.idempotency_key else "",
+                _digest(job.idempotency_key, job.owner),
                 job.fingerprint,
                 limits.idempotency_ttl_seconds,
+                job.owner,
             ]
         )
         match reply[0]:
@@ -107,57 +109,62 @@ class JobStore:
                 metrics.JOBS_SUBMITTED.labels(job.model, job.priority.value).inc()
                 return new_record(job, limits.max_attempts, int(reply[1]), reply[2]), True
             case b"existing":
-                return await self.get(reply[1].decode()), False
+                return await self.get(reply[1].decode(), job.owner), False
             case b"conflict":
                 raise IdempotencyConflict(reply[1].decode())
             case _:
                 raise QueueFull(_retry_after(finishes=reply[1], seconds=float(reply[2])))
 
-    async def earlier(self, idempotency_key: str, fingerprint: str) -> JobRecord | None:
+    async def earlier(
+        self, idempotency_key: str, fingerprint: str, owner: str = ""
+    ) -> JobRecord | None:
         """The job that this key made before, if any. Raises `IdempotencyConflict`.
 
         Only a shortcut: `submit` decides.
         """
-        digest = keys.idempotency_digest(idempotency_key)
+        digest = keys.idempotency_digest(idempotency_key, owner)
         with store_errors():
             fields = await cast("Any", self._redis.hmget(keys.idempotency(digest), _IDEMPOTENCY))
         if fields[0] is None:
             return None
         try:
-            record = await self.get(fields[0].decode())
+            record = await self.get(fields[0].decode(), owner)
         except JobNotFound:
             return None
         if fields[1] != fingerprint.encode():
             raise IdempotencyConflict(record.id)
         return record
 
-    async def get(self, job_id: str) -> JobRecord:
+    async def get(self, job_id: str, owner: str = "") -> JobRecord:
         """The job now, with its place in the queue. Raises `JobNotFound`."""
         with store_errors():
             reply = await scripts.run_async(self._redis, scripts.READ, [job_id])
-        return _record(job_id, reply[0], reply[1])
+        record = _record(job_id, reply[0], reply[1])
+        if record.owner != owner:
+            raise JobNotFound(job_id)
+        return record
 
-    async def cancel(self, job_id: str) -> JobRecord:
+    async def cancel(self, job_id: str, owner: str = "") -> JobRecord:
         """Ends a queued job at once, asks a running one to stop, leaves an ended one as it is."""
         limits = self._settings
         with store_errors():
             settled, fields, position = await scripts.run_async(
                 self._redis,
                 scripts.CANCEL,
-                [job_id, limits.result_ttl_seconds, limits.event_ttl_seconds],
+                [job_id, owner, limits.result_ttl_seconds, limits.event_ttl_seconds],
             )
         record = _record(job_id, fields, position)
         if settled:
             metrics.JOBS_FINISHED.labels(record.model, Status.CANCELLED.value).inc()
         return record
 
-    async def delete(self, job_id: str) -> BlobKeys:
+    async def delete(self, job_id: str, owner: str = "") -> BlobKeys:
         """Removes an ended job; returns the blob keys of its outputs for the caller to remove.
 
         The keeper sweeps whatever blobs of the job are left. Raises `JobNotFound` and `JobActive`.
         """
         with store_errors():
-            reply = await scripts.run_async(self._redis, scripts.DELETE, [job_id])
+            reply = await scripts.run_async(self._redis, scripts.DELETE, [job_id, owner])
         if reply[0] == b"missing":
             raise JobNotFound(job_id)
         if reply[0] == b"active":
@@ -187,6 +194,7 @@ class JobStore:
         model: str | None = None,
         limit: int = 20,
         cursor: str | None = None,
+        owner: str = "",
     ) -> JobPage:
         """A page of jobs, newest first, and the cursor of the next page, None at the end.
 
@@ -196,7 +204,7 @@ class JobStore:
         """
         with store_errors():
             return await listing.page(
-                self._redis, status=status, model=model, limit=limit, cursor=cursor
+                self._redis, owner, status=status, model=model, limit=limit, cursor=cursor
             )
 
 
@@ -207,6 +215,10 @@ def _record(job_id: str, flat: Sequence[bytes], position: int) -> JobRecord:
         return record_from_fields(job_id, fields_to_dict(flat), max(position, 0))
     except ForeignJob as error:
         raise JobNotFound(job_id) from error
+
+
+def _digest(idempotency_key: str | None, owner: str) -> str:
+    return keys.idempotency_digest(idempotency_key, owner) if idempotency_key else ""
 
 
 def _retry_after(finishes: int, seconds: float) -> int:

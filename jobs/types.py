@@ -128,6 +128,7 @@ class JobRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
+    owner: str = Field(default="", description="Id of the API key it came with; empty for none.")
     model: str
     status: Status
     stage: Stage | None = None
@@ -162,6 +163,7 @@ class NewJob:
     priority: Priority = Priority.STANDARD
     deterministic: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
+    owner: str = ""
     idempotency_key: str | None = None
     fingerprint: str = ""
 

@@ -17,6 +17,7 @@ _REFERENCE = "#/components/schemas/{model}"
 
 _MEANINGS = {
     400: "The body is not a JSON object, or not a whole form.",
+    401: "A good API key is needed: `Authorization: Bearer …`.",
     404: "No such resource, or it has expired.",
     409: "The job is not in a state for this.",
     410: "The result has expired and is gone.",
@@ -54,9 +55,10 @@ EVENT_STREAM: dict[str, Any] = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that can refuse with these statuses."""
+    """The `responses` of a route that needs a key and can refuse with these statuses."""
     return {
-        status: {"model": ProblemDocument, "description": _MEANINGS[status]} for status in statuses
+        status: {"model": ProblemDocument, "description": _MEANINGS[status]}
+        for status in sorted({401, *statuses})
     }
 
 

@@ -23,6 +23,7 @@ class ProblemCode(StrEnum):
 
     INVALID_INPUT = "invalid_input"
     UNSUPPORTED_MODEL = "unsupported_model"
+    UNAUTHORIZED = "unauthorized"
     OVERLOADED = "overloaded"
     INTERNAL = "internal"
     MALFORMED_BODY = "malformed_body"
@@ -41,6 +42,7 @@ class ProblemCode(StrEnum):
 TITLES = {
     ProblemCode.INVALID_INPUT: "Invalid input",
     ProblemCode.UNSUPPORTED_MODEL: "Unsupported model",
+    ProblemCode.UNAUTHORIZED: "API key needed",
     ProblemCode.OVERLOADED: "The queue is full",
     ProblemCode.INTERNAL: "Internal error",
     ProblemCode.MALFORMED_BODY: "Malformed body",

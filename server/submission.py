@@ -43,9 +43,11 @@ def max_body_bytes(settings: Settings, specs: Mapping[str, ModelSpec]) -> int:
 
 
 async def submit(
-    services: Services, body: dict[str, Any], *, idempotency_key: str | None
+    services: Services, body: dict[str, Any], *, owner: str, idempotency_key: str | None
 ) -> tuple[JobRecord, bool]:
     """Queues the job that `body` asks for; returns its record and whether this call made it.
+
+    `owner` is the id of the API key it came with, or empty.
 
     Raises `Problem` (422) or `jobs.errors.InvalidInput`, naming the field and what is allowed, and
     what `JobStore.submit` raises. Files that came with a refused job are not kept.
@@ -55,10 +57,10 @@ async def submit(
     digest = fingerprint(body)
     # A repetition must find its job though the files have expired meanwhile.
     if idempotency_key is not None and file_references(spec, request.input):
-        earlier = await services.store.earlier(idempotency_key, digest)
+        earlier = await services.store.earlier(idempotency_key, digest, owner)
         if earlier is not None:
             return earlier, False
-    prepared = await services.inputs.prepare(new_job_id(), spec, request.input)
+    prepared = await services.inputs.prepare(new_job_id(), spec, request.input, owner)
     job = NewJob(
         id=prepared.job_id,
         model=spec.id,
@@ -67,6 +69,7 @@ async def submit(
         priority=request.priority,
         deterministic=request.deterministic,
         metadata=dict(request.metadata),
+        owner=owner,
         idempotency_key=idempotency_key,
         fingerprint=digest,
     )

@@ -43,7 +43,7 @@ local WORKER_LOST = '{"code":"worker_lost","message":"every allowed attempt lost
 
 -- The fields the scripts decide by; nil when there is no such job.
 local FIELDS = { 'status', 'exec', 'cancel', 'attempt', 'max_attempts', 'origin', 'model',
-                 'last_exec', 'final_event', 'started_us', 'worker_name' }
+                 'last_exec', 'final_event', 'started_us', 'worker_name', 'owner' }
 local function load_job(id)
   local values = redis.call('HMGET', job_key(id), unpack(FIELDS))
   if not values[1] then return nil end
@@ -52,7 +52,22 @@ local function load_job(id)
   job.attempt = tonumber(job.attempt or 0)
   job.max_attempts = tonumber(job.max_attempts or 1)
   job.origin = job.origin or ''
+  job.owner = job.owner or ''
   return job
+end
+
+-- Enters an id into a listing, of which every API key has its own. Entries of a key whose hash has
+-- expired are taken out by those that follow.
+local OLDEST_LOOKED_AT = 8
+local function listing(name, owner) return owner == '' and name or name .. ':' .. owner end
+local function list_entry(name, owner, id, hash_key)
+  local index = listing(name, owner)
+  if owner ~= '' then
+    for _, old in ipairs(redis.call('ZRANGE', index, 0, OLDEST_LOOKED_AT - 1)) do
+      if redis.call('EXISTS', hash_key(old)) == 0 then redis.call('ZREM', index, old) end
+    end
+  end
+  redis.call('ZADD', index, now_us, id)
 end
 
 -- Appends to the job's log and tells live watchers `<stream id> <json>`. `extra` is a fragment
@@ -163,8 +178,9 @@ local function erase(id)
       redis.call('ZREM', 'rq:' .. state .. ':' .. name, id)
     end
   end
+  local owner = redis.call('HGET', job_key(id), 'owner') or ''
   redis.call('DEL', job_key(id), 'rq:results:' .. id, event_key(id))
-  redis.call('ZREM', 'denoised:jobs', id)
+  redis.call('ZREM', listing('denoised:jobs', owner), id)
   redis.call('ZREM', 'denoised:expiry', id)
 end
 

@@ -1,9 +1,9 @@
 -- Accepts a job, all or nothing: idempotency, admission, hash, queue, first event, index, doorbell.
 -- ARGV: id, model, priority, data, meta, description, deterministic, total_steps, max_attempts,
---       queue limit, idempotency key or '', fingerprint, idempotency ttl
+--       queue limit, idempotency key or '', fingerprint, idempotency ttl, owner or ''
 -- Returns {'created', submitted_us, position} | {'existing', id} | {'conflict', id}
 --         | {'full', finishes counted, seconds they took}
-local id, model, priority = ARGV[1], ARGV[2], ARGV[3]
+local id, model, priority, owner = ARGV[1], ARGV[2], ARGV[3], ARGV[14]
 local queue = model .. ':' .. priority
 local key = job_key(id)
 
@@ -34,11 +34,11 @@ end
 redis.call('HSET', key, 'status', 'queued', 'origin', queue, 'created_at', iso,
   'enqueued_at', iso, 'data', ARGV[4], 'meta', ARGV[5], 'description', ARGV[6],
   'model', model, 'priority', priority, 'deterministic', ARGV[7], 'total_steps', ARGV[8],
-  'max_attempts', ARGV[9], 'submitted_us', now_us, 'attempt', 0, 'step', 0)
+  'max_attempts', ARGV[9], 'submitted_us', now_us, 'attempt', 0, 'step', 0, 'owner', owner)
 redis.call('SADD', 'rq:queues', queue_key(queue))
 redis.call('SADD', 'denoised:queues', queue)
 redis.call('RPUSH', queue_key(queue), id)
-redis.call('ZADD', 'denoised:jobs', now_us, id)
+list_entry('denoised:jobs', owner, id, job_key)
 if idem then
   redis.call('HSET', idem, 'id', id, 'fingerprint', ARGV[12])
   redis.call('EXPIRE', idem, ARGV[13])

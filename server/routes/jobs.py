@@ -19,6 +19,7 @@ from jobs.blobs import job_prefix
 from jobs.errors import JobNotFound, StoreUnavailable
 from jobs.types import JobRecord, Status
 from server import examples
+from server.auth import NEEDS_KEY, OwnerDep
 from server.body import read_json_object
 from server.documentation import problems
 from server.problems import FieldError, invalid_fields
@@ -28,7 +29,7 @@ from server.submission import max_body_bytes, submit
 from server.views import job_url, job_view
 from server.waiting import preferred_wait, wait_for_end
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[NEEDS_KEY])
 
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
@@ -92,6 +93,7 @@ def _answer(
 async def submit_job(
     request: Request,
     services: ServicesDep,
+    owner: OwnerDep,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -117,13 +119,13 @@ async def submit_job(
     """
     limit = max_body_bytes(services.settings, services.specs)
     body = await read_json_object(request, max_bytes=limit)
-    record, created = await submit(services, body, idempotency_key=idempotency_key)
+    record, created = await submit(services, body, owner=owner, idempotency_key=idempotency_key)
     wait = preferred_wait(prefer or [])
     if wait and not record.status.is_terminal:
         await wait_for_end(request, services, record.id, wait)
         # The job is queued whatever happens now: an error would have the client submit it again.
         with suppress(StoreUnavailable):
-            record = await services.store.get(record.id)
+            record = await services.store.get(record.id, owner)
     headers = {"Location": job_url(record.id, request.scope.get("root_path", ""))}
     if wait:
         headers["Preference-Applied"] = f"wait={wait}"
@@ -149,7 +151,10 @@ class JobQuery(BaseModel):
 
 @router.get("", summary="List jobs", response_model=JobList, responses=problems(422, 503))
 async def list_jobs(
-    request: Request, services: ServicesDep, query: Annotated[JobQuery, Query()]
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
+    query: Annotated[JobQuery, Query()],
 ) -> JobList:
     """Newest first. Jobs that arrive while paging do not shift the pages that follow.
 
@@ -157,7 +162,11 @@ async def list_jobs(
     """
     try:
         records, cursor = await services.store.list(
-            status=query.status, model=query.model, limit=query.limit, cursor=query.cursor
+            status=query.status,
+            model=query.model,
+            limit=query.limit,
+            cursor=query.cursor,
+            owner=owner,
         )
     except ValueError:
         if query.cursor is None:
@@ -174,9 +183,11 @@ async def list_jobs(
 
 
 @router.get("/{job_id}", summary="Show a job", response_model=Job, responses=problems(404, 503))
-async def get_job(job_id: JobId, request: Request, services: ServicesDep) -> Response:
+async def get_job(
+    job_id: JobId, request: Request, services: ServicesDep, owner: OwnerDep
+) -> Response:
     """The job as it stands now. To follow it, read its events instead of polling."""
-    return _answer(request, await services.store.get(job_id))
+    return _answer(request, await services.store.get(job_id, owner))
 
 
 @router.post(
@@ -188,9 +199,11 @@ async def get_job(job_id: JobId, request: Request, services: ServicesDep) -> Res
         **problems(404, 503),
     },
 )
-async def cancel_job(job_id: JobId, request: Request, services: ServicesDep) -> Response:
+async def cancel_job(
+    job_id: JobId, request: Request, services: ServicesDep, owner: OwnerDep
+) -> Response:
     """May be repeated. A queued job is cancelled at once, an ended job stays as it is."""
-    record = await services.store.cancel(job_id)
+    record = await services.store.cancel(job_id, owner)
     return _answer(request, record, 202 if record.status is Status.RUNNING else 200)
 
 
@@ -201,8 +214,8 @@ async def cancel_job(job_id: JobId, request: Request, services: ServicesDep) -> 
     response_class=Response,
     responses=problems(404, 409, 503),
 )
-async def delete_job(job_id: JobId, services: ServicesDep) -> Response:
+async def delete_job(job_id: JobId, services: ServicesDep, owner: OwnerDep) -> Response:
     """Removes the record and the outputs of a job that has ended."""
-    await services.store.delete(job_id)
+    await services.store.delete(job_id, owner)
     await asyncio.to_thread(services.blobs.delete_prefix, job_prefix(job_id))
     return Response(status_code=204)
