@@ -29,7 +29,7 @@ from pydantic import BaseModel
 from denoised.api_errors import ApiError, ServerUnreachable, refusal
 from denoised.errors import ClientError
 from jobs.types import EventType, Priority, Status
-from server.schemas import Job, JobList, Model, ModelList, Readiness, StoredFile
+from server.schemas import Estimate, Job, JobList, Model, ModelList, Readiness, StoredFile
 
 __all__ = ["ApiError", "Client", "ClientError", "JobEvent", "ServerUnreachable"]
 
@@ -101,12 +101,14 @@ class Client:
         *,
         priority: Priority | str = Priority.STANDARD,
         deterministic: bool = False,
+        deadline_seconds: float | None = None,
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         wait_seconds: int = 0,
     ) -> Job:
         """Queue a job and return its record.
 
+        By `deadline_seconds` from now it is done or has failed with `deadline_exceeded`.
         `idempotency_key` makes a repeated submission return the first one's job. With
         `wait_seconds` (0..60) the server answers early if the job ends within that time.
         """
@@ -115,13 +117,15 @@ class Client:
             headers["Idempotency-Key"] = idempotency_key
         if wait_seconds:
             headers["Prefer"] = f"wait={wait_seconds}"
-        body = {
+        body: dict[str, Any] = {
             "model": model,
             "input": dict(input),
             "priority": str(priority),
             "deterministic": deterministic,
             "metadata": dict(metadata or {}),
         }
+        if deadline_seconds is not None:
+            body["deadline_seconds"] = deadline_seconds
         response = self._request(
             "POST",
             "/v1/jobs",
@@ -130,6 +134,11 @@ class Client:
             timeout=self._timeout + wait_seconds,
         )
         return _parse(Job, response)
+
+    def estimate(self, model: str, input: Mapping[str, Any]) -> Estimate:
+        """What a job of this input would take, by what has been measured; no job is made."""
+        body = {"model": model, "input": dict(input)}
+        return _parse(Estimate, self._request("POST", "/v1/estimate", json=body))
 
     def get(self, job_id: str) -> Job:
         """The job's record."""

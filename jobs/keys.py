@@ -22,6 +22,15 @@ names. The scripts build key names from ids, so one Redis primary is needed, not
 | `denoised:finishes` | list | times of the latest finishes |
 | `denoised:queues` | set | names of our queues |
 | `denoised:jobs:<owner>`, `denoised:files:<owner>` | zset | the listings of one API key |
+| `rq:queue:<queue>@<key id>` | list | waiting ids of one API key, its lane |
+| `denoised:lanes:<queue>` | set | keys with a lane on this queue |
+| `denoised:backlog`, `denoised:backlog:jobs` | hash | lane -> estimated cost, of how many jobs |
+| `denoised:vtime` | number | virtual time of the claims, GPU-seconds: see `scripts/claim.lua` |
+| `denoised:fair`, `denoised:served` | hash | key id -> its tag; time of its latest claim in us |
+| `denoised:held:<key id>` | set | ids of a key's running jobs |
+| `denoised:usage:<key id>:<day>` | hash | jobs and GPU-seconds of a key since midnight UTC |
+| `denoised:deadlines` | zset | id -> deadline, Redis time |
+| `denoised:costs:<model>`, `denoised:costs:mean` | hash | moving averages by shape, by model |
 | `denoised:apikey:<id>` | hash | one API key: digest of its secret, name, quotas |
 | `denoised:apikeys` | zset | id -> creation time in us |
 | `denoised:apikeys:made` | number | keys ever made; never goes down |
@@ -61,6 +70,11 @@ def listing(index: str, owner: str) -> str:
 def api_key(key_id: str) -> str:
     """The hash of one API key."""
     return f"denoised:apikey:{key_id}"
+
+
+def costs(model: str) -> str:
+    """What jobs of a model have taken, by shape."""
+    return f"denoised:costs:{model}"
 
 
 def file(file_id: str) -> str:

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from jobs import keys, scripts
 from jobs.errors import ForeignJob
-from jobs.rq_record import fields_to_dict, record_from_fields
+from jobs.rq_record import QueueOutlook, fields_to_dict, record_from_fields
 from jobs.time_index import Cursor, older_than
 from jobs.types import JobRecord, Status
 
@@ -71,8 +71,8 @@ async def _records(redis: Redis, entries: Sequence[Cursor]) -> list[JobRecord | 
 def _record(job_id: str, reply: Any) -> JobRecord | None:
     if isinstance(reply, Exception):
         raise reply
-    fields, position = reply
+    fields, *outlook = reply
     try:
-        return record_from_fields(job_id, fields_to_dict(fields), max(position, 0))
+        return record_from_fields(job_id, fields_to_dict(fields), QueueOutlook.of(outlook))
     except ForeignJob:
         return None

@@ -18,12 +18,12 @@ from pydantic import ValidationError
 
 from config.model_spec import ModelSpec
 from config.settings import Settings
-from jobs.errors import IdempotencyConflict, QueueFull
+from jobs.errors import DeadlineTooSoon, IdempotencyConflict, QueueFull, QuotaExceeded
 from jobs.schema import file_references, total_steps
 from jobs.types import JobRecord, NewJob
 from server.error_handlers import field_errors
 from server.problems import FieldError, Problem, ProblemCode, invalid_fields
-from server.schemas import JobRequest
+from server.schemas import Estimate, JobRequest
 from server.services import Services
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -70,6 +70,7 @@ async def submit(
         deterministic=request.deterministic,
         metadata=dict(request.metadata),
         owner=owner,
+        deadline_seconds=request.deadline_seconds,
         idempotency_key=idempotency_key,
         fingerprint=digest,
     )
@@ -77,12 +78,30 @@ async def submit(
     # the keeper removes them.
     try:
         record, created = await services.store.submit(job)
-    except (QueueFull, IdempotencyConflict):
+    except (QueueFull, QuotaExceeded, DeadlineTooSoon, IdempotencyConflict):
         await services.inputs.withdraw(prepared)
         raise
     if not created:
         await services.inputs.release(prepared)
     return record, created
+
+
+async def estimate(services: Services, body: dict[str, Any], *, owner: str) -> Estimate:
+    """What the job that `body` asks for would take; nothing is queued and no file kept.
+
+    Raises what `submit` does about the body.
+    """
+    request, spec = _checked(body, services.specs)
+    prepared = await services.inputs.prepare(new_job_id(), spec, request.input, owner)
+    await services.inputs.withdraw(prepared)
+    steps = total_steps(prepared.resolved)
+    found = await services.store.costs.estimate(spec.id, prepared.resolved, steps)
+    return Estimate(
+        model=spec.id,
+        seconds=None if found is None else round(found.run_seconds, 3),
+        gpu_seconds=None if found is None else round(found.gpu_seconds, 3),
+        input=prepared.resolved,
+    )
 
 
 def _check_idempotency_key(key: str | None) -> None:

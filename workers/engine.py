@@ -230,7 +230,10 @@ class Engine:
                 self._fail(member, Stage.STORING, outputs)
                 continue
             self._speeds.observe(stored, self._clock())
-            self._settle(member, Outcome(Status.SUCCEEDED, outputs, usage=member.usage()))
+            costs = member.costs(storing=self._clock() - stored.storing_since)
+            self._settle(
+                member, Outcome(Status.SUCCEEDED, outputs, usage=member.usage(), costs=costs)
+            )
 
     def _run(self, member: Member, work: Callable[[], T]) -> T | None:
         """The result of one stage of one job; None after it failed and the job with it.
@@ -247,6 +250,7 @@ class Engine:
             return None
         seconds = self._clock() - started
         metrics.STAGE_SECONDS.labels(member.job.model, member.stage).observe(seconds)
+        member.stage_seconds[member.stage] = seconds
         member.device_seconds += seconds
         return result
 

@@ -6,5 +6,5 @@ local id, exec = ARGV[1], ARGV[2]
 local job = load_job(id)
 if not job then return '' end
 if job.exec ~= exec then return job.last_exec == exec and 'again' or '' end
-add_usage(id, ARGV[6], ARGV[7], ARGV[8])
+add_usage(id, job, ARGV[6], ARGV[7], ARGV[8])
 return put_back(id, job, exec, ARGV[3], ARGV[4] == '1', ARGV[5], ARGV[9], ARGV[10])

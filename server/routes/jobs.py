@@ -7,6 +7,7 @@ of the job store.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -21,7 +22,7 @@ from jobs.types import JobRecord, Status
 from server import examples
 from server.auth import NEEDS_KEY, OwnerDep
 from server.body import read_json_object
-from server.documentation import problems
+from server.documentation import JOB_REQUEST_BODY, problems
 from server.problems import FieldError, invalid_fields
 from server.schemas import Job, JobList
 from server.services import ServicesDep
@@ -31,6 +32,7 @@ from server.waiting import preferred_wait, wait_for_end
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[NEEDS_KEY])
 
+LONGEST_POLL_SECONDS = 60
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -79,16 +81,9 @@ def _answer(
                 },
             },
         },
-        **problems(400, 413, 415, 422, 503),
+        **problems(400, 413, 415, 422, 429, 503),
     },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}
-            },
-        }
-    },
+    openapi_extra=JOB_REQUEST_BODY,
 )
 async def submit_job(
     request: Request,
@@ -133,7 +128,15 @@ async def submit_job(
         headers["Idempotency-Replayed"] = "true"
     if record.status.is_terminal:
         return _answer(request, record, 200, headers)
-    return _answer(request, record, 202, headers | {"Retry-After": "1"})
+    return _answer(request, record, 202, headers | {"Retry-After": str(_poll_seconds(record))})
+
+
+def _poll_seconds(record: JobRecord) -> int:
+    """When to look again: at the estimated end, within a minute; after a second if unmeasured."""
+    if record.estimated_finish_at is None:
+        return 1
+    left = (record.estimated_finish_at - record.created_at).total_seconds()
+    return min(max(math.ceil(left), 1), LONGEST_POLL_SECONDS)
 
 
 class JobQuery(BaseModel):

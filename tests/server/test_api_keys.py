@@ -66,6 +66,7 @@ def test_a_local_server_is_open_until_the_first_key_is_made(api: Api, key_store:
     ("method", "path"),
     [
         ("POST", "/v1/jobs"),
+        ("POST", "/v1/estimate"),
         ("GET", "/v1/jobs"),
         ("GET", "/v1/jobs/job_x"),
         ("DELETE", "/v1/jobs/job_x"),
