@@ -6,6 +6,7 @@ seconds, sizes bytes.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from pathlib import Path
 from typing import Annotated, Literal
@@ -32,6 +33,11 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default_factory=default_data_dir)
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    require_keys: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Whether requests need an API key. auto: not on a loopback address before the "
+        "first key is made.",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
     models: Annotated[tuple[str, ...], NoDecode] = Field(
@@ -95,6 +101,14 @@ class Settings(BaseSettings):
                 f"must be at most half of lease_seconds ({lease:g}), or living workers lose jobs"
             )
         return value
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine itself can reach `host`."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
 
     @property
     def blob_dir(self) -> Path:

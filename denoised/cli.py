@@ -6,12 +6,13 @@ that help and quick commands answer at once.
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
-from denoised.commands import demo, jobs, models, processes, recipe, run, serve
+from denoised.commands import demo, jobs, keys, models, processes, recipe, run, serve
 from denoised.errors import ClientError, CommandError
 
 app = typer.Typer(
@@ -40,8 +41,20 @@ def _root(
             "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
         ),
     ] = False,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            "--api-key",
+            envvar="DENOISED_API_KEY",
+            help="Key to send to a server. Others on this machine can read a command line: prefer "
+            "the variable.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
-    pass
+    if api_key:
+        # Where clients look for it, those of a command's child processes too.
+        os.environ["DENOISED_API_KEY"] = api_key
 
 
 app.command("serve")(serve.serve)
@@ -49,6 +62,7 @@ app.command("run")(run.run)
 app.command("demo")(demo.demo)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
 app.command("recipe")(recipe.recipe)
 app.command("api")(processes.api)
 app.command("worker")(processes.worker)

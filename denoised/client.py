@@ -15,6 +15,7 @@ the server: the stream is taken up again after the last event seen.
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -28,11 +29,12 @@ from pydantic import BaseModel
 from denoised.api_errors import ApiError, ServerUnreachable, refusal
 from denoised.errors import ClientError
 from jobs.types import EventType, Priority, Status
-from server.schemas import Job, JobList, Model, ModelList, Readiness, StoredFile
+from server.schemas import Estimate, Job, JobList, Model, ModelList, Readiness, StoredFile
 
 __all__ = ["ApiError", "Client", "ClientError", "JobEvent", "ServerUnreachable"]
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+API_KEY_VARIABLE = "DENOISED_API_KEY"
 
 # The server sends a comment at least every 15 s, so this much silence means a dead connection.
 STREAM_SILENCE_SECONDS = 45.0
@@ -55,16 +57,21 @@ class JobEvent:
 class Client:
     """Talks to one server. Use as a context manager, or call `close`.
 
-    `timeout` is in seconds and holds for every request except event streams. Every method raises
-    ServerUnreachable or ApiError.
+    `timeout` is in seconds and holds for every request except event streams. `api_key` is sent with
+    every request; without it, that in the environment variable DENOISED_API_KEY, if any. Every
+    method raises ServerUnreachable or ApiError.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout: float = 30.0) -> None:
+    def __init__(
+        self, url: str = DEFAULT_URL, *, api_key: str | None = None, timeout: float = 30.0
+    ) -> None:
         self.url = url.rstrip("/")
         self._timeout = timeout
         parsed = httpx2.URL(self.url)
+        api_key = api_key or os.environ.get(API_KEY_VARIABLE)
         self._http = httpx2.Client(
             base_url=self.url,
+            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
             timeout=timeout,
             # Loading certificate authorities takes longer than a request; plain HTTP needs none.
             verify=parsed.scheme == "https",
@@ -94,12 +101,14 @@ class Client:
         *,
         priority: Priority | str = Priority.STANDARD,
         deterministic: bool = False,
+        deadline_seconds: float | None = None,
         metadata: Mapping[str, str] | None = None,
         idempotency_key: str | None = None,
         wait_seconds: int = 0,
     ) -> Job:
         """Queue a job and return its record.
 
+        By `deadline_seconds` from now it is done or has failed with `deadline_exceeded`.
         `idempotency_key` makes a repeated submission return the first one's job. With
         `wait_seconds` (0..60) the server answers early if the job ends within that time.
         """
@@ -108,13 +117,15 @@ class Client:
             headers["Idempotency-Key"] = idempotency_key
         if wait_seconds:
             headers["Prefer"] = f"wait={wait_seconds}"
-        body = {
+        body: dict[str, Any] = {
             "model": model,
             "input": dict(input),
             "priority": str(priority),
             "deterministic": deterministic,
             "metadata": dict(metadata or {}),
         }
+        if deadline_seconds is not None:
+            body["deadline_seconds"] = deadline_seconds
         response = self._request(
             "POST",
             "/v1/jobs",
@@ -123,6 +134,11 @@ class Client:
             timeout=self._timeout + wait_seconds,
         )
         return _parse(Job, response)
+
+    def estimate(self, model: str, input: Mapping[str, Any]) -> Estimate:
+        """What a job of this input would take, by what has been measured; no job is made."""
+        body = {"model": model, "input": dict(input)}
+        return _parse(Estimate, self._request("POST", "/v1/estimate", json=body))
 
     def get(self, job_id: str) -> Job:
         """The job's record."""

@@ -26,6 +26,7 @@ from denoised import __version__, instance
 from denoised.child import Child
 from denoised.client import Client, ClientError
 from denoised.errors import CommandError
+from denoised.exposure import check_exposure
 from denoised.gpus import visible_gpus
 from denoised.signals import SignalInbox
 from jobs.embedded_redis import EmbeddedRedis, RedisUnavailable
@@ -41,8 +42,8 @@ EARLY_SECONDS = 10.0
 def serve(settings: Settings, model_ids: Sequence[str]) -> int:
     """Run everything until SIGTERM or SIGINT; returns the exit status.
 
-    Raises CommandError, before anything is started, when the data directory or the port is taken
-    or no Redis can be had.
+    Raises CommandError, before anything but a Redis is started, when the data directory or the port
+    is taken, no Redis can be had, or others could use the server without a key.
     """
     data_dir = settings.data_dir.expanduser().absolute()
     if owner := instance.find(data_dir):
@@ -58,6 +59,7 @@ def serve(settings: Settings, model_ids: Sequence[str]) -> int:
         if settings.redis_url is None:
             redis = stack.enter_context(_OwnRedis(settings.redis_dir))
             settings = settings.model_copy(update={"redis_url": redis.url})
+        check_exposure(settings)
         return Supervisor(settings, model_ids, listener, inbox, redis).run()
 
 

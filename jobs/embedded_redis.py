@@ -74,6 +74,15 @@ def find_server() -> Path:
         raise RedisUnavailable(WAYS) from None
 
 
+def url_at(directory: Path) -> str:
+    """What clients connect to while a server runs on `directory`."""
+    return _url(_socket_path(directory.absolute()))
+
+
+def _url(socket: Path) -> str:
+    return f"unix://{quote(os.fspath(socket))}?db=0"
+
+
 class EmbeddedRedis:
     """A running server; use `start`, and the object as a context manager or `stop` it.
 
@@ -82,7 +91,7 @@ class EmbeddedRedis:
 
     def __init__(self, directory: Path, process: subprocess.Popen[bytes], socket: Path) -> None:
         self.directory = directory
-        self.url = f"unix://{quote(os.fspath(socket))}?db=0"
+        self.url = _url(socket)
         self._process = process
 
     @classmethod

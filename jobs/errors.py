@@ -59,6 +59,32 @@ class QueueFull(JobError):
         self.retry_after = retry_after
 
 
+class QuotaExceeded(JobError):
+    """The API key has as many jobs waiting, or has had as much today, as it may.
+
+    `quota` is its name in `jobs.api_keys.Quotas`; `retry_after` is in whole seconds, at least 1.
+    """
+
+    def __init__(self, quota: str, limit: float, retry_after: int) -> None:
+        super().__init__(f"{quota} is {limit:g}; try again in {retry_after} s")
+        self.quota = quota
+        self.limit = limit
+        self.retry_after = retry_after
+
+
+class DeadlineTooSoon(JobError):
+    """By what has been measured the job cannot end in time; durations are seconds.
+
+    `needed` is the estimate from submission to end, `run` of that the time it runs.
+    """
+
+    def __init__(self, deadline: float, needed: float, run: float) -> None:
+        super().__init__(f"the job would end in about {needed:.3g} s, not within {deadline:g} s")
+        self.deadline = deadline
+        self.needed = needed
+        self.run = run
+
+
 class IdempotencyConflict(JobError):
     """The idempotency key was used before with another request; `job_id` is what it made."""
 
@@ -90,6 +116,14 @@ class StoredFileNotFound(JobError):
     def __init__(self, file_id: str) -> None:
         super().__init__(f"no file {file_id!r}")
         self.file_id = file_id
+
+
+class ApiKeyNotFound(JobError):
+    """No such API key, or it has been revoked."""
+
+    def __init__(self, key_id: str) -> None:
+        super().__init__(f"no API key {key_id!r}")
+        self.key_id = key_id
 
 
 class FileTooLarge(JobError):

@@ -9,6 +9,7 @@ outlives them.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -37,6 +38,7 @@ class FileRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
+    owner: str
     filename: str | None
     purpose: str | None
     bytes: int
@@ -71,15 +73,18 @@ def new_file_id() -> str:
     return f"file_{uuid.uuid4().hex}"
 
 
-def content_file_id(sha256: str) -> str:
-    """The id of a file that came inside a request: equal bytes are one file."""
+def content_file_id(sha256: str, owner: str = "") -> str:
+    """The id of a file that came inside a request: equal bytes of one owner are one file."""
+    if owner:
+        sha256 = hashlib.sha256(f"{owner}:{sha256}".encode()).hexdigest()
     return f"file_{sha256[:32]}"
 
 
 class FileStore:
     """Uploads in Redis and the blob store, for an asyncio server.
 
-    Every method raises `StoreUnavailable` when Redis cannot be reached.
+    Every method raises `StoreUnavailable` when Redis cannot be reached. `owner` is the id of the
+    API key on whose behalf it is called, empty for none; files of others are not found.
     """
 
     def __init__(self, redis: Redis, blobs: FileBlobStore, settings: Settings) -> None:
@@ -95,6 +100,7 @@ class FileStore:
         file_id: str | None = None,
         filename: str | None = None,
         purpose: str | None = None,
+        owner: str = "",
     ) -> FileRecord:
         """Keeps an upload that has been checked. One of the same `file_id` is replaced."""
         file_id = file_id or new_file_id()
@@ -112,25 +118,27 @@ class FileStore:
             reply = await scripts.run_async(
                 self._redis,
                 scripts.FILE_PUT,
-                [file_id, facts.model_dump_json(), blob_id, self._ttl],
+                [file_id, facts.model_dump_json(), blob_id, self._ttl, owner],
             )
         record = _record(file_id, reply)
         assert record is not None
         return record
 
-    async def get(self, file_id: str) -> FileRecord:
+    async def get(self, file_id: str, owner: str = "") -> FileRecord:
         """The upload. Raises `StoredFileNotFound`."""
-        found = await self.get_many([file_id])
+        found = await self.get_many([file_id], owner)
         if file_id not in found:
             raise StoredFileNotFound(file_id)
         return found[file_id]
 
-    async def get_many(self, file_ids: Iterable[str]) -> dict[str, FileRecord]:
+    async def get_many(self, file_ids: Iterable[str], owner: str = "") -> dict[str, FileRecord]:
         """The uploads of these ids by id, in one round trip; unknown ones are left out."""
         unique = list(dict.fromkeys(file_ids))
         with store_errors():
             records = await _read(self._redis, unique)
-        return {record.id: record for record in records if record is not None}
+        return {
+            record.id: record for record in records if record is not None and record.owner == owner
+        }
 
     async def touch(self, file_id: str) -> FileRecord | None:
         """The upload with its time to live started anew; None when there is none."""
@@ -138,26 +146,29 @@ class FileStore:
             reply = await scripts.run_async(self._redis, scripts.FILE_TOUCH, [file_id, self._ttl])
         return _record(file_id, reply)
 
-    async def delete(self, file_id: str) -> None:
+    async def delete(self, file_id: str, owner: str = "") -> None:
         """Removes an upload. Raises `StoredFileNotFound`."""
-        record = await self.get(file_id)
+        record = await self.get(file_id, owner)
         with store_errors():
             async with self._redis.pipeline(transaction=True) as pipeline:
                 pipeline.delete(keys.file(file_id))
-                pipeline.zrem(keys.FILE_INDEX, file_id)
+                pipeline.zrem(keys.listing(keys.FILE_INDEX, owner), file_id)
                 await pipeline.execute()
         await asyncio.to_thread(self._blobs.delete, record.blob_key)
 
-    async def list(self, *, limit: int = 20, cursor: str | None = None) -> FilePage:
+    async def list(
+        self, *, limit: int = 20, cursor: str | None = None, owner: str = ""
+    ) -> FilePage:
         """A page of uploads, newest first, and the cursor of the next page, None at the end.
 
         Raises `ValueError` for a malformed cursor.
         """
         place = Cursor.parse(cursor) if cursor is not None else None
+        index = keys.listing(keys.FILE_INDEX, owner)
         found: list[FileRecord] = []
         with store_errors():
             while True:
-                chunk = await older_than(self._redis, keys.FILE_INDEX, place, CHUNK)
+                chunk = await older_than(self._redis, index, place, CHUNK)
                 for start in range(0, len(chunk), limit):
                     part = chunk[start : start + limit]
                     records = await _read(self._redis, [entry.id for entry in part])
@@ -190,6 +201,7 @@ def _record(file_id: str, flat: Sequence[bytes]) -> FileRecord | None:
     facts = _Facts.model_validate_json(fields["data"])
     return FileRecord(
         id=file_id,
+        owner=fields.get("owner", b"").decode(),
         **dict(facts),
         blob_key=file_key(fields["blob"].decode()),
         created_at=time_from_us(int(fields["created_us"])),

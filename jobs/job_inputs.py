@@ -35,6 +35,7 @@ class PreparedInput:
 
     job_id: str
     resolved: dict[str, Any]
+    owner: str = ""
     has_files: bool = False
     created: tuple[str, ...] = ()
 
@@ -62,27 +63,34 @@ class JobInputs:
         self._inspector = inspector
         self._settings = settings
 
-    async def prepare(self, job_id: str, spec: ModelSpec, raw: Mapping[str, Any]) -> PreparedInput:
+    async def prepare(
+        self, job_id: str, spec: ModelSpec, raw: Mapping[str, Any], owner: str = ""
+    ) -> PreparedInput:
         """The complete input of a job to be submitted under `job_id`, its files in place.
+
+        Only files of `owner` are found.
 
         Raises `InvalidInput` naming the field, and `StoreUnavailable`. If the job is not accepted
         after all, call `withdraw` or `release`.
         """
         references = file_references(spec, raw)
         if not references:
-            return PreparedInput(job_id, resolve_input(spec, raw))
+            return PreparedInput(job_id, resolve_input(spec, raw), owner)
         with ExitStack() as stack:
-            carried = await self._carried(references, stack)
+            carried = await self._carried(references, stack, owner)
             raw = with_ids(raw, carried.ids)
             references = file_references(spec, raw)
-            records = await self._files.get_many(reference.value for reference in references)
+            named = [reference.value for reference in references]
+            records = await self._files.get_many(named, owner)
             known = {file_id: record.media for file_id, record in records.items()}
             known |= {file_id: media for file_id, (_, media) in carried.uploads.items()}
             resolved = resolve_input(spec, raw, known)
-            prepared = PreparedInput(job_id, resolved, True, tuple(carried.uploads))
+            prepared = PreparedInput(job_id, resolved, owner, True, tuple(carried.uploads))
             try:
                 for file_id, (upload, media) in carried.uploads.items():
-                    records[file_id] = await self._files.create(upload, media, file_id=file_id)
+                    records[file_id] = await self._files.create(
+                        upload, media, file_id=file_id, owner=owner
+                    )
                 await asyncio.to_thread(self._link, job_id, references, records)
             except InvalidInput:
                 await self.withdraw(prepared)
@@ -100,9 +108,11 @@ class JobInputs:
         await self.release(prepared)
         for file_id in prepared.created:
             with suppress(StoredFileNotFound):
-                await self._files.delete(file_id)
+                await self._files.delete(file_id, prepared.owner)
 
-    async def _carried(self, references: Sequence[FileReference], stack: ExitStack) -> _Carried:
+    async def _carried(
+        self, references: Sequence[FileReference], stack: ExitStack, owner: str
+    ) -> _Carried:
         """Decodes and checks the data URLs. Raises `InvalidInput`."""
         carried = _Carried()
         room = self._settings.max_data_url_bytes
@@ -123,7 +133,7 @@ class JobInputs:
                     "(POST /v1/files) and give its id",
                 )
             upload = stack.enter_context(await asyncio.to_thread(received, self._blobs, data))
-            file_id = content_file_id(upload.sha256)
+            file_id = content_file_id(upload.sha256, owner)
             carried.ids[url] = file_id
             if file_id in carried.uploads or await self._files.touch(file_id) is not None:
                 continue

@@ -21,6 +21,19 @@ names. The scripts build key names from ids, so one Redis primary is needed, not
 | `denoised:files` | zset | id -> upload time in us; the listing |
 | `denoised:finishes` | list | times of the latest finishes |
 | `denoised:queues` | set | names of our queues |
+| `denoised:jobs:<owner>`, `denoised:files:<owner>` | zset | the listings of one API key |
+| `rq:queue:<queue>@<key id>` | list | waiting ids of one API key, its lane |
+| `denoised:lanes:<queue>` | set | keys with a lane on this queue |
+| `denoised:backlog`, `denoised:backlog:jobs` | hash | lane -> estimated cost, of how many jobs |
+| `denoised:vtime` | number | virtual time of the claims, GPU-seconds: see `scripts/claim.lua` |
+| `denoised:fair`, `denoised:served` | hash | key id -> its tag; time of its latest claim in us |
+| `denoised:held:<key id>` | set | ids of a key's running jobs |
+| `denoised:usage:<key id>:<day>` | hash | jobs and GPU-seconds of a key since midnight UTC |
+| `denoised:deadlines` | zset | id -> deadline, Redis time |
+| `denoised:costs:<model>`, `denoised:costs:mean` | hash | moving averages by shape, by model |
+| `denoised:apikey:<id>` | hash | one API key: digest of its secret, name, quotas |
+| `denoised:apikeys` | zset | id -> creation time in us |
+| `denoised:apikeys:made` | number | keys ever made; never goes down |
 """
 
 from __future__ import annotations
@@ -35,6 +48,8 @@ LEASES = "denoised:wip"
 FILE_INDEX = "denoised:files"
 QUEUES = "denoised:queues"
 WORKERS = "rq:workers"
+API_KEYS = "denoised:apikeys"
+API_KEYS_MADE = "denoised:apikeys:made"
 
 
 def job(job_id: str) -> str:
@@ -45,6 +60,21 @@ def job(job_id: str) -> str:
 def events(job_id: str) -> str:
     """The event stream of one job, and the channel its live events are published on."""
     return f"denoised:ev:{job_id}"
+
+
+def listing(index: str, owner: str) -> str:
+    """The listing of one owner: of a key its own, else the common one."""
+    return f"{index}:{owner}" if owner else index
+
+
+def api_key(key_id: str) -> str:
+    """The hash of one API key."""
+    return f"denoised:apikey:{key_id}"
+
+
+def costs(model: str) -> str:
+    """What jobs of a model have taken, by shape."""
+    return f"denoised:costs:{model}"
 
 
 def file(file_id: str) -> str:
@@ -78,9 +108,9 @@ def workers_of(queue: str) -> str:
     return f"rq:workers:{queue}"
 
 
-def idempotency_digest(key: str) -> str:
-    """A key of fixed length for whatever a client sent."""
-    return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+def idempotency_digest(key: str, owner: str) -> str:
+    """A key of fixed length for whatever a client sent; each owner has its own."""
+    return hashlib.sha256(f"{owner}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def idempotency(digest: str) -> str:

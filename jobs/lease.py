@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any, TypeVar
 
 from redis import Redis
@@ -22,6 +22,7 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from config.settings import Settings
 from jobs import keys, metrics, scripts, worker_registry
 from jobs.connections import connect
+from jobs.costs import Shape
 from jobs.errors import ForeignJob, StoreUnavailable, is_away
 from jobs.event_log import preview_fragment, progress_fragment
 from jobs.rq_record import (
@@ -57,8 +58,9 @@ DOORBELL_SECONDS = 1.0
 """Longest wait for the doorbell: jobs that ring no bell (`rq requeue`) start within it."""
 
 ALLOWANCE_SECONDS = {Priority.INTERACTIVE: 0.0, Priority.STANDARD: 30.0, Priority.BATCH: 300.0}
-"""How much later than its submission a job of each class is due. The earliest due is claimed first:
-no job is passed by one submitted later than this many seconds after it, whatever its class."""
+"""How much later than its submission a job of each class is due. Of one key's jobs the earliest due
+is claimed first: none is passed by one of the same key that was submitted later than this many
+seconds after it, whatever its class."""
 
 WORKER_LOST_TRACE = encode_trace("worker_lost: every allowed attempt lost its worker")
 
@@ -101,6 +103,16 @@ class LeaseClient:
     ) -> list[ClaimedJob]:
         """Takes up to `limit` waiting jobs of these models, most urgent first; may return none.
 
+        API keys share the device by GPU-seconds; what came without a key counts as one. The rules
+        are in `scripts/claim.lua`. While a key has jobs waiting and has its quota of running ones
+        not used up:
+        - within a class each other key gets at most the cost of this key's own latest job, and one
+          job more, before it is its turn (costs as estimated at claims and corrected at ends);
+        - a more urgent class passes it only with keys that are due before it is, that is, for no
+          longer than the allowance of its most urgent waiting class after its latest claim, or its
+          oldest submission if that is later; what is due before it then is at most one job a key
+          and turn.
+
         Only classes in `priorities` are looked at: a worker without a free seat still takes what
         is more urgent than all it holds.
 
@@ -115,14 +127,18 @@ class LeaseClient:
             self._settings.lease_seconds,
             int(RETRY_SECONDS + self._settings.lease_seconds) + 1,
             limit,
+            self._settings.result_ttl_seconds,
+            self._settings.event_ttl_seconds,
         ]
         for priority, allowance in ALLOWANCE_SECONDS.items():
             for model in models if priority in priorities else ():
                 args += [keys.queue_name(model, priority), int(allowance * 1e6)]
-        now_us, granted = self._retry(
+        now_us, granted, late = self._retry(
             lambda: scripts.run(self._main, scripts.CLAIM, args), retry_seconds
         )
         self._unanswered_claim = None
+        for model in late:
+            metrics.JOBS_FINISHED.labels(model.decode(), Status.FAILED.value).inc()
         claimed = []
         for fields in granted:
             job = self._accept(fields, int(now_us))
@@ -229,6 +245,7 @@ class LeaseClient:
             *_usage(outcome.usage),
             self._settings.result_ttl_seconds,
             self._settings.event_ttl_seconds,
+            *_costs(job, outcome),
         ]
         reply = self._retry(lambda: scripts.run(self._main, scripts.FINISH, args))
         if reply[0] == 1:
@@ -320,6 +337,9 @@ class LeaseClient:
         metrics.JOB_RUN_SECONDS.labels(job.model).observe(float(reply[2]))
         if reply[3]:
             metrics.CANCEL_SECONDS.observe(float(reply[3]))
+        if reply[4] and reply[5]:
+            took, estimated = float(reply[4]), float(reply[5])
+            metrics.ETA_ERROR_RATIO.observe(abs(estimated - took) / max(took, 1e-6))
 
     def _retry(self, operation: Callable[[], T], retry_seconds: float = RETRY_SECONDS) -> T:
         deadline = time.monotonic() + retry_seconds
@@ -349,6 +369,16 @@ def _checkpoint(key: bytes | None, step: bytes | None, sha256: bytes | None) -> 
     if key is None:
         return None
     return Checkpoint(key.decode(), int(step or 0), (sha256 or b"").decode())
+
+
+def _costs(job: ClaimedJob, outcome: Outcome) -> list[scripts.Argument]:
+    """What the finish script learns from, or that there is nothing."""
+    costs = outcome.costs
+    if costs is None:
+        return [""]
+    steps = outcome.usage.steps
+    run_seconds = costs.encoding + steps * costs.step + costs.decoding + costs.storing
+    return [str(Shape.of(job.input)), *astuple(costs), outcome.usage.gpu_seconds, run_seconds]
 
 
 def _usage(usage: Usage) -> tuple[float, int, int]:

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from jobs import keys, scripts
 from jobs.errors import ForeignJob
-from jobs.rq_record import fields_to_dict, record_from_fields
+from jobs.rq_record import QueueOutlook, fields_to_dict, record_from_fields
 from jobs.time_index import Cursor, older_than
 from jobs.types import JobRecord, Status
 
@@ -22,24 +22,31 @@ FEWEST_READ = 16
 
 
 async def page(
-    redis: Redis, *, status: Status | None, model: str | None, limit: int, cursor: str | None
+    redis: Redis,
+    owner: str,
+    *,
+    status: Status | None,
+    model: str | None,
+    limit: int,
+    cursor: str | None,
 ) -> tuple[list[JobRecord], str | None]:
-    """Up to `limit` jobs after `cursor`, and the next cursor, None at the end.
+    """Up to `limit` jobs of `owner` after `cursor`, and the next cursor, None at the end.
 
     Raises `ValueError` for a malformed cursor or a limit below 1.
     """
     if limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1")
     place = Cursor.parse(cursor) if cursor is not None else None
+    index = keys.listing(keys.INDEX, owner)
     found: list[JobRecord] = []
     for _ in range(MOST_CHUNKS):
-        chunk = await older_than(redis, keys.INDEX, place, CHUNK)
+        chunk = await older_than(redis, index, place, CHUNK)
         step = max(limit, FEWEST_READ)
         for start in range(0, len(chunk), step):
             part = chunk[start : start + step]
             for entry, record in zip(part, await _records(redis, part), strict=True):
                 place = entry
-                if record is None or not _matches(record, status, model):
+                if record is None or not _matches(record, owner, status, model):
                     continue
                 found.append(record)
                 if len(found) == limit:
@@ -49,7 +56,9 @@ async def page(
     return found, str(place)
 
 
-def _matches(record: JobRecord, status: Status | None, model: str | None) -> bool:
+def _matches(record: JobRecord, owner: str, status: Status | None, model: str | None) -> bool:
+    if record.owner != owner:
+        return False
     return (status is None or record.status is status) and (model is None or record.model == model)
 
 
@@ -62,8 +71,8 @@ async def _records(redis: Redis, entries: Sequence[Cursor]) -> list[JobRecord | 
 def _record(job_id: str, reply: Any) -> JobRecord | None:
     if isinstance(reply, Exception):
         raise reply
-    fields, position = reply
+    fields, *outlook = reply
     try:
-        return record_from_fields(job_id, fields_to_dict(fields), max(position, 0))
+        return record_from_fields(job_id, fields_to_dict(fields), QueueOutlook.of(outlook))
     except ForeignJob:
         return None

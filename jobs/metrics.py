@@ -41,6 +41,13 @@ CANCEL_SECONDS = Histogram(
     buckets=SECONDS,
 )
 
+ETA_ERROR_RATIO = Histogram(
+    "denoised_eta_error_ratio",
+    "Difference between the time to its end that a job was given when it was submitted and the "
+    "time it took, by the latter.",
+    buckets=(0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10),
+)
+
 
 def count_put_back(model: str, cause: str, result: str) -> None:
     """Counts what became of a job that left its worker without a result."""

@@ -100,8 +100,24 @@ def fields_to_dict(flat: Sequence[bytes]) -> dict[str, bytes]:
     return {key.decode(): value for key, value in zip(flat[::2], flat[1::2], strict=True)}
 
 
+@dataclass(frozen=True)
+class QueueOutlook:
+    """A queued job's place, and when it will start and end, None until that is measured."""
+
+    position: int
+    start_at: datetime | None = None
+    finish_at: datetime | None = None
+
+    @classmethod
+    def of(cls, reply: Sequence[Any]) -> QueueOutlook:
+        """From what scripts tell: position, start and end in us or an empty string."""
+        position, *times = reply
+        start_at, finish_at = (time_from_us(int(time)) if time else None for time in times)
+        return cls(max(position, 0), start_at, finish_at)
+
+
 def record_from_fields(
-    job_id: str, fields: Mapping[str, bytes], position: int | None = None
+    job_id: str, fields: Mapping[str, bytes], outlook: QueueOutlook
 ) -> JobRecord:
     """The record of a job hash. Raises `ForeignJob` when our submit script did not write it."""
     if "submitted_us" not in fields or "data" not in fields:
@@ -114,6 +130,7 @@ def record_from_fields(
     stage = _text(fields, "stage")
     return JobRecord(
         id=job_id,
+        owner=_text(fields, "owner"),
         model=call.model,
         status=status,
         stage=Stage(stage) if stage else None,
@@ -129,7 +146,8 @@ def record_from_fields(
         step=int(_text(fields, "step") or 0),
         total_steps=int(_text(fields, "total_steps") or 0),
         eta_seconds=float(_text(fields, "eta")) if _text(fields, "eta") else None,
-        queue_position=position if status is Status.QUEUED else None,
+        **_queued(outlook) if status is Status.QUEUED else {},
+        deadline_at=time_from_us(int(fields["deadline_us"])) if "deadline_us" in fields else None,
         input=call.input,
         metadata=json.loads(meta) if meta else {},
         outputs=tuple(Output.model_validate(output) for output in outputs),
@@ -142,10 +160,16 @@ def record_from_fields(
     )
 
 
-def new_record(job: NewJob, max_attempts: int, submitted_us: int, position: int) -> JobRecord:
+def new_record(
+    job: NewJob, max_attempts: int, submitted_us: int, outlook: QueueOutlook
+) -> JobRecord:
     """The record of a job just submitted, without reading it back."""
+    deadline_us = None
+    if job.deadline_seconds is not None:
+        deadline_us = submitted_us + round(job.deadline_seconds * 1e6)
     return JobRecord(
         id=job.id,
+        owner=job.owner,
         model=job.model,
         status=Status.QUEUED,
         max_attempts=max_attempts,
@@ -153,10 +177,19 @@ def new_record(job: NewJob, max_attempts: int, submitted_us: int, position: int)
         deterministic=job.deterministic,
         created_at=time_from_us(submitted_us),
         total_steps=job.total_steps,
-        queue_position=max(position, 0),
+        **_queued(outlook),
+        deadline_at=None if deadline_us is None else time_from_us(deadline_us),
         input=job.input,
         metadata=job.metadata,
     )
+
+
+def _queued(outlook: QueueOutlook) -> dict[str, Any]:
+    return {
+        "queue_position": outlook.position,
+        "estimated_start_at": outlook.start_at,
+        "estimated_finish_at": outlook.finish_at,
+    }
 
 
 def public_outputs(outputs: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

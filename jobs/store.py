@@ -15,20 +15,30 @@ from redis.asyncio import Redis
 
 from config.settings import Settings
 from jobs import keys, listing, metrics, scripts
+from jobs.costs import CostModel
 from jobs.errors import (
+    DeadlineTooSoon,
     ForeignJob,
     IdempotencyConflict,
     JobActive,
     JobNotFound,
     QueueFull,
+    QuotaExceeded,
     store_errors,
 )
-from jobs.rq_record import FROM_RQ, encode_call, fields_to_dict, new_record, record_from_fields
+from jobs.rq_record import (
+    FROM_RQ,
+    QueueOutlook,
+    encode_call,
+    fields_to_dict,
+    new_record,
+    record_from_fields,
+)
 from jobs.submit_batch import SubmitBatch
 from jobs.types import JobRecord, NewJob, Priority, Status
 
 DEFAULT_RETRY_AFTER = 10
-"""Seconds to wait for room in a full queue while nothing has finished yet."""
+"""Seconds to wait for room in a queue while nothing has finished yet."""
 
 MAX_RETRY_AFTER = 600
 
@@ -40,13 +50,16 @@ BlobKeys = list[str]
 
 @dataclass(frozen=True)
 class QueueDepth:
-    """One queue now. `oldest_seconds` is the age of the job at its head, None when empty."""
+    """One queue now. `oldest_seconds` is the age of the oldest job that is its key's next, None
+    when empty; `gpu_seconds` what all that wait will cost, None until the model is measured.
+    """
 
     model: str
     priority: Priority
     queued: int
     running: int
     oldest_seconds: float | None
+    gpu_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -70,21 +83,25 @@ class JobStore:
     """Jobs in Redis, for an asyncio server.
 
     `redis` answers in bytes (`jobs.connections.connect_async`). Every method raises
-    `StoreUnavailable` when Redis cannot be reached.
+    `StoreUnavailable` when Redis cannot be reached. `owner` is the id of the API key on whose
+    behalf it is called, empty for none; jobs of others are not found.
     """
 
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
         self._settings = settings
         self._submits = SubmitBatch(redis)
+        self.costs = CostModel(redis)
 
     async def submit(self, job: NewJob) -> tuple[JobRecord, bool]:
         """Accepts a job, all or nothing. Returns its record and whether this call created it.
 
         With an idempotency key used before for the same fingerprint, returns the earlier job.
-        Raises `QueueFull` and `IdempotencyConflict`; nothing is stored then.
+        Raises `QueueFull`, `QuotaExceeded`, `DeadlineTooSoon` and `IdempotencyConflict`; nothing is
+        stored then.
         """
         limits = self._settings
+        estimate = await self.costs.estimate(job.model, job.input, job.total_steps)
         reply = await self._submits.submit(
             [
                 job.id,
@@ -97,67 +114,81 @@ class JobStore:
                 job.total_steps,
                 limits.max_attempts,
                 limits.max_queued_jobs,
-                keys.idempotency_digest(job.idempotency_key) if job.idempotency_key else "",
+                _digest(job.idempotency_key, job.owner),
                 job.fingerprint,
                 limits.idempotency_ttl_seconds,
+                job.owner,
+                *((estimate.gpu_seconds, estimate.run_seconds) if estimate else ("", "")),
+                "" if job.deadline_seconds is None else job.deadline_seconds,
             ]
         )
         match reply[0]:
             case b"created":
                 metrics.JOBS_SUBMITTED.labels(job.model, job.priority.value).inc()
-                return new_record(job, limits.max_attempts, int(reply[1]), reply[2]), True
+                outlook = QueueOutlook.of(reply[2:])
+                return new_record(job, limits.max_attempts, int(reply[1]), outlook), True
             case b"existing":
-                return await self.get(reply[1].decode()), False
+                return await self.get(reply[1].decode(), job.owner), False
             case b"conflict":
                 raise IdempotencyConflict(reply[1].decode())
+            case b"quota":
+                retry_after = _retry_after(reply[3])
+                raise QuotaExceeded(reply[1].decode(), float(reply[2]), retry_after)
+            case b"late":
+                raise DeadlineTooSoon(job.deadline_seconds or 0.0, *map(float, reply[1:]))
             case _:
-                raise QueueFull(_retry_after(finishes=reply[1], seconds=float(reply[2])))
+                raise QueueFull(min(_retry_after(reply[1]), MAX_RETRY_AFTER))
 
-    async def earlier(self, idempotency_key: str, fingerprint: str) -> JobRecord | None:
+    async def earlier(
+        self, idempotency_key: str, fingerprint: str, owner: str = ""
+    ) -> JobRecord | None:
         """The job that this key made before, if any. Raises `IdempotencyConflict`.
 
         Only a shortcut: `submit` decides.
         """
-        digest = keys.idempotency_digest(idempotency_key)
+        digest = keys.idempotency_digest(idempotency_key, owner)
         with store_errors():
             fields = await cast("Any", self._redis.hmget(keys.idempotency(digest), _IDEMPOTENCY))
         if fields[0] is None:
             return None
         try:
-            record = await self.get(fields[0].decode())
+            record = await self.get(fields[0].decode(), owner)
         except JobNotFound:
             return None
         if fields[1] != fingerprint.encode():
             raise IdempotencyConflict(record.id)
         return record
 
-    async def get(self, job_id: str) -> JobRecord:
+    async def get(self, job_id: str, owner: str = "") -> JobRecord:
         """The job now, with its place in the queue. Raises `JobNotFound`."""
         with store_errors():
             reply = await scripts.run_async(self._redis, scripts.READ, [job_id])
-        return _record(job_id, reply[0], reply[1])
+        record = _record(job_id, *reply)
+        if record.owner != owner:
+            raise JobNotFound(job_id)
+        return record
 
-    async def cancel(self, job_id: str) -> JobRecord:
+    async def cancel(self, job_id: str, owner: str = "") -> JobRecord:
         """Ends a queued job at once, asks a running one to stop, leaves an ended one as it is."""
         limits = self._settings
         with store_errors():
-            settled, fields, position = await scripts.run_async(
+            settled, *state = await scripts.run_async(
                 self._redis,
                 scripts.CANCEL,
-                [job_id, limits.result_ttl_seconds, limits.event_ttl_seconds],
+                [job_id, owner, limits.result_ttl_seconds, limits.event_ttl_seconds],
             )
-        record = _record(job_id, fields, position)
+        record = _record(job_id, *state)
         if settled:
             metrics.JOBS_FINISHED.labels(record.model, Status.CANCELLED.value).inc()
         return record
 
-    async def delete(self, job_id: str) -> BlobKeys:
+    async def delete(self, job_id: str, owner: str = "") -> BlobKeys:
         """Removes an ended job; returns the blob keys of its outputs for the caller to remove.
 
         The keeper sweeps whatever blobs of the job are left. Raises `JobNotFound` and `JobActive`.
         """
         with store_errors():
-            reply = await scripts.run_async(self._redis, scripts.DELETE, [job_id])
+            reply = await scripts.run_async(self._redis, scripts.DELETE, [job_id, owner])
         if reply[0] == b"missing":
             raise JobNotFound(job_id)
         if reply[0] == b"active":
@@ -169,10 +200,11 @@ class JobStore:
         with store_errors():
             reply = await scripts.run_async(self._redis, scripts.STATS, [])
         depths = []
-        for name, queued, running, oldest in sorted(reply):
+        for name, queued, running, oldest, seconds in sorted(reply):
             model, priority = keys.split_queue_name(name.decode())
             age = float(oldest) if oldest else None
-            depths.append(QueueDepth(model, priority, queued, running, age))
+            gpu_seconds = float(seconds) if seconds else None
+            depths.append(QueueDepth(model, priority, queued, running, age, gpu_seconds))
         return QueueStats(tuple(depths))
 
     async def ping(self) -> None:
@@ -187,6 +219,7 @@ class JobStore:
         model: str | None = None,
         limit: int = 20,
         cursor: str | None = None,
+        owner: str = "",
     ) -> JobPage:
         """A page of jobs, newest first, and the cursor of the next page, None at the end.
 
@@ -196,21 +229,23 @@ class JobStore:
         """
         with store_errors():
             return await listing.page(
-                self._redis, status=status, model=model, limit=limit, cursor=cursor
+                self._redis, owner, status=status, model=model, limit=limit, cursor=cursor
             )
 
 
-def _record(job_id: str, flat: Sequence[bytes], position: int) -> JobRecord:
+def _record(job_id: str, flat: Sequence[bytes], *outlook: Any) -> JobRecord:
     if not flat:
         raise JobNotFound(job_id)
     try:
-        return record_from_fields(job_id, fields_to_dict(flat), max(position, 0))
+        return record_from_fields(job_id, fields_to_dict(flat), QueueOutlook.of(outlook))
     except ForeignJob as error:
         raise JobNotFound(job_id) from error
 
 
-def _retry_after(finishes: int, seconds: float) -> int:
-    """Whole seconds until one more job has probably finished."""
-    if not finishes:
-        return DEFAULT_RETRY_AFTER
-    return min(max(math.ceil(seconds / finishes), 1), MAX_RETRY_AFTER)
+def _digest(idempotency_key: str | None, owner: str) -> str:
+    return keys.idempotency_digest(idempotency_key, owner) if idempotency_key else ""
+
+
+def _retry_after(seconds: bytes) -> int:
+    """Whole seconds to wait, at least 1, from what the submit script tells."""
+    return max(math.ceil(float(seconds)), 1) if seconds else DEFAULT_RETRY_AFTER

@@ -133,6 +133,7 @@ class JobRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     id: str
+    owner: str = Field(default="", description="Id of the API key it came with; empty for none.")
     model: str
     status: Status
     stage: Stage | None = None
@@ -149,6 +150,11 @@ class JobRecord(BaseModel):
     total_steps: int = 0
     eta_seconds: float | None = Field(default=None, description="None until measured.")
     queue_position: int | None = Field(default=None, description="0 is next; None unless queued.")
+    estimated_start_at: datetime | None = Field(
+        default=None, description="None unless queued, and until measured."
+    )
+    estimated_finish_at: datetime | None = None
+    deadline_at: datetime | None = None
     input: dict[str, Any]
     metadata: dict[str, Any] = Field(default_factory=dict)
     outputs: tuple[Output, ...] = ()
@@ -167,6 +173,8 @@ class NewJob:
     priority: Priority = Priority.STANDARD
     deterministic: bool = False
     metadata: dict[str, Any] = field(default_factory=dict)
+    owner: str = ""
+    deadline_seconds: float | None = None
     idempotency_key: str | None = None
     fingerprint: str = ""
 
@@ -228,10 +236,29 @@ class Verdict(StrEnum):
 
 
 @dataclass(frozen=True)
+class StageCosts:
+    """Seconds that the stages of one job took.
+
+    `step` is one denoise step as it passed, `device_step` the job's share of the device time of
+    one, which others in its batch make less.
+    """
+
+    encoding: float
+    step: float
+    device_step: float
+    decoding: float
+    storing: float
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended: `status` is terminal; outputs when succeeded, failure otherwise."""
+    """How an attempt ended: `status` is terminal; outputs when succeeded, failure otherwise.
+
+    `costs` of one that succeeded are what estimates learn from.
+    """
 
     status: Status
     outputs: tuple[Output, ...] = ()
     failure: JobFailure | None = None
     usage: Usage = field(default_factory=Usage)
+    costs: StageCosts | None = None

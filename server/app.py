@@ -12,7 +12,7 @@ from config.settings import Settings
 from server import error_handlers
 from server.documentation import install_openapi
 from server.observing import ObservingMiddleware
-from server.routes import events, files, health, jobs, models, outputs
+from server.routes import estimate, events, files, health, jobs, models, outputs
 from server.services import Services, open_services
 
 API_VERSION = "1.0"
@@ -42,7 +42,7 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     )
     app.add_middleware(ObservingMiddleware)
     error_handlers.install(app)
-    for module in (jobs, events, outputs, files, models, health):
+    for module in (jobs, estimate, events, outputs, files, models, health):
         app.include_router(module.router)
     install_openapi(app)
     return app

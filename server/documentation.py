@@ -17,6 +17,7 @@ _REFERENCE = "#/components/schemas/{model}"
 
 _MEANINGS = {
     400: "The body is not a JSON object, or not a whole form.",
+    401: "A good API key is needed: `Authorization: Bearer …`.",
     404: "No such resource, or it has expired.",
     409: "The job is not in a state for this.",
     410: "The result has expired and is gone.",
@@ -24,9 +25,19 @@ _MEANINGS = {
     415: "The body is not JSON in UTF-8, or not a form where one is needed.",
     416: "The range lies outside the file.",
     422: "A field is wrong: `param` names it, `detail` tells what is allowed.",
-    503: "The queue is full or Redis does not answer; `Retry-After` says when to try again.",
+    429: "A quota of the API key is used up; `Retry-After` says when to try again.",
+    503: "The queue is full, too long for the deadline, or Redis does not answer; `Retry-After` "
+    "says when to try again.",
 }
 
+
+JOB_REQUEST_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}},
+    }
+}
+"""The `openapi_extra` of a route that takes a submission, which it reads itself."""
 
 EVENT_STREAM: dict[str, Any] = {
     "description": "Server-sent events. `data` is JSON; the last event is `job.succeeded`, "
@@ -54,9 +65,10 @@ EVENT_STREAM: dict[str, Any] = {
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The `responses` of a route that can refuse with these statuses."""
+    """The `responses` of a route that needs a key and can refuse with these statuses."""
     return {
-        status: {"model": ProblemDocument, "description": _MEANINGS[status]} for status in statuses
+        status: {"model": ProblemDocument, "description": _MEANINGS[status]}
+        for status in sorted({401, *statuses})
     }
 
 

@@ -6,6 +6,7 @@ give each its status, its code and, where waiting helps, a `Retry-After`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,11 +18,13 @@ from starlette.routing import Match
 from starlette.types import ExceptionHandler
 
 from jobs.errors import (
+    DeadlineTooSoon,
     IdempotencyConflict,
     InvalidInput,
     JobActive,
     JobNotFound,
     QueueFull,
+    QuotaExceeded,
     StoredFileNotFound,
     StoreUnavailable,
 )
@@ -136,6 +139,32 @@ def _queue_full(error: QueueFull) -> Problem:
     )
 
 
+def _quota_exceeded(error: QuotaExceeded) -> Problem:
+    return Problem(
+        429,
+        ProblemCode.QUOTA_EXCEEDED,
+        f"This API key's quota {error.quota} ({error.limit:g}) is used up; nothing was queued.",
+        headers={"Retry-After": str(error.retry_after)},
+    )
+
+
+def _deadline_too_soon(error: DeadlineTooSoon) -> Problem:
+    """One that no wait would help is the request's own fault."""
+    asked = f"deadline_seconds is {error.deadline:g}"
+    if error.run > error.deadline:
+        detail = f"{asked}, but the job alone takes about {error.run:.3g} s; nothing was queued."
+        return Problem(422, ProblemCode.DEADLINE_EXCEEDED, detail, param="deadline_seconds")
+    wait = max(math.ceil(error.needed - error.deadline), 1)
+    return Problem(
+        503,
+        ProblemCode.DEADLINE_EXCEEDED,
+        f"{asked}, but with what waits before it the job would end in about {error.needed:.3g} s; "
+        "nothing was queued.",
+        param="deadline_seconds",
+        headers={"Retry-After": str(wait)},
+    )
+
+
 def _idempotency_conflict(_: IdempotencyConflict) -> Problem:
     return Problem(
         422,
@@ -158,6 +187,8 @@ _TRANSLATIONS: dict[type[Exception], Callable[[Any], Problem]] = {
     StoredFileNotFound: _file_not_found,
     JobActive: _active,
     QueueFull: _queue_full,
+    QuotaExceeded: _quota_exceeded,
+    DeadlineTooSoon: _deadline_too_soon,
     IdempotencyConflict: _idempotency_conflict,
     InvalidInput: _invalid_input,
     StoreUnavailable: _unavailable,

@@ -23,6 +23,7 @@ JOB: dict[str, Any] = {
     "deterministic": False,
     "cancel_requested": False,
     "created_at": "2026-01-31T12:00:00.000Z",
+    "deadline_at": None,
     "started_at": "2026-01-31T12:00:00.006Z",
     "finished_at": "2026-01-31T12:00:01.250Z",
     "queue": None,

@@ -65,6 +65,11 @@ def queue_gauges(
     resident = GaugeMetricFamily(
         "denoised_model_resident", "Live workers that hold the model.", labels=["model"]
     )
+    gpu_seconds = GaugeMetricFamily(
+        "denoised_queue_gpu_seconds",
+        "Estimated device time of the jobs waiting; absent until the model is measured.",
+        labels=["model"],
+    )
     for queue in stats.queues:
         queued.add_metric([queue.model, queue.priority], queue.queued)
     for model in sorted({*models, *(queue.model for queue in stats.queues)}):
@@ -73,5 +78,8 @@ def queue_gauges(
         oldest.add_metric(
             [model], max((queue.oldest_seconds or 0.0 for queue in of_model), default=0.0)
         )
+        costs = [queue.gpu_seconds for queue in of_model if queue.gpu_seconds is not None]
+        if of_model and len(costs) == len(of_model):
+            gpu_seconds.add_metric([model], sum(costs))
         resident.add_metric([model], sum(model in worker.models for worker in workers))
-    return [queued, running, oldest, resident]
+    return [queued, running, oldest, gpu_seconds, resident]

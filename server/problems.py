@@ -23,6 +23,9 @@ class ProblemCode(StrEnum):
 
     INVALID_INPUT = "invalid_input"
     UNSUPPORTED_MODEL = "unsupported_model"
+    UNAUTHORIZED = "unauthorized"
+    QUOTA_EXCEEDED = "quota_exceeded"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
     OVERLOADED = "overloaded"
     INTERNAL = "internal"
     MALFORMED_BODY = "malformed_body"
@@ -41,6 +44,9 @@ class ProblemCode(StrEnum):
 TITLES = {
     ProblemCode.INVALID_INPUT: "Invalid input",
     ProblemCode.UNSUPPORTED_MODEL: "Unsupported model",
+    ProblemCode.UNAUTHORIZED: "API key needed",
+    ProblemCode.QUOTA_EXCEEDED: "Quota exceeded",
+    ProblemCode.DEADLINE_EXCEEDED: "The deadline cannot be met",
     ProblemCode.OVERLOADED: "The queue is full",
     ProblemCode.INTERNAL: "Internal error",
     ProblemCode.MALFORMED_BODY: "Malformed body",

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, StringConstr
 from jobs.types import ErrorCode, EventType, Priority, Stage, Status
 from server import examples
 
+MAX_DEADLINE_SECONDS = 30 * 86_400
 MAX_METADATA_KEYS = 16
 MAX_METADATA_KEY_CHARS = 64
 MAX_METADATA_VALUE_CHARS = 512
@@ -57,6 +58,15 @@ class JobRequest(BaseModel):
         description="A batch of its own: the same input gives the same bytes on the same device "
         "and version, at the cost of throughput.",
     )
+    deadline_seconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=MAX_DEADLINE_SECONDS,
+        allow_inf_nan=False,
+        description="From the submission. Refused when by what has been measured the job cannot "
+        "end in time; else it fails with `deadline_exceeded` if it waits for longer, or at the "
+        "next denoise step if it runs for longer.",
+    )
     metadata: dict[MetadataKey, MetadataValue] = Field(
         default_factory=dict,
         max_length=MAX_METADATA_KEYS,
@@ -68,6 +78,12 @@ class QueuePlace(PublicModel):
     """Where a queued job stands."""
 
     position: int = Field(ge=0, description="Jobs of this model that would be served before it.")
+    estimated_start_at: Time | None = Field(
+        default=None, description="By what has been measured; null until then."
+    )
+    estimated_finish_at: Time | None = Field(
+        default=None, description="By what has been measured; null until then."
+    )
 
 
 class JobProgress(PublicModel):
@@ -146,6 +162,7 @@ class Job(PublicModel):
     deterministic: bool
     cancel_requested: bool
     created_at: Time
+    deadline_at: Time | None = Field(default=None, description="When it is too late for it.")
     started_at: Time | None
     finished_at: Time | None
     queue: QueuePlace | None = Field(description="Only while queued.")
@@ -156,6 +173,16 @@ class Job(PublicModel):
     usage: JobUsage
     links: JobLinks
     metadata: dict[str, Any]
+
+
+class Estimate(PublicModel):
+    """What a job of this input would take. Durations are null until the model has been measured."""
+
+    object: Literal["estimate"] = "estimate"
+    model: str
+    seconds: float | None = Field(description="From its start to its end.")
+    gpu_seconds: float | None = Field(description="Device time; what fairness and quotas count.")
+    input: dict[str, Any] = Field(description="Fully resolved, as a job's would be.")
 
 
 class Preview(PublicModel):

@@ -16,6 +16,7 @@ from redis.asyncio import Redis
 
 from config.model_spec import ModelSpec
 from config.settings import Settings
+from jobs.api_keys import KeyRing
 from jobs.blobs import FileBlobStore
 from jobs.connections import connect_async
 from jobs.events import EventHub
@@ -38,6 +39,7 @@ class Services:
     files: FileStore
     inputs: JobInputs
     inspector: MediaInspector
+    key_ring: KeyRing
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -65,6 +67,7 @@ async def open_services(settings: Settings, specs: Sequence[ModelSpec]) -> Async
             files=files,
             inputs=JobInputs(files, blobs, inspector, settings),
             inspector=inspector,
+            key_ring=KeyRing(redis),
         )
     finally:
         await asyncio.to_thread(inspector.close)

@@ -18,12 +18,12 @@ from pydantic import ValidationError
 
 from config.model_spec import ModelSpec
 from config.settings import Settings
-from jobs.errors import IdempotencyConflict, QueueFull
+from jobs.errors import DeadlineTooSoon, IdempotencyConflict, QueueFull, QuotaExceeded
 from jobs.schema import file_references, total_steps
 from jobs.types import JobRecord, NewJob
 from server.error_handlers import field_errors
 from server.problems import FieldError, Problem, ProblemCode, invalid_fields
-from server.schemas import JobRequest
+from server.schemas import Estimate, JobRequest
 from server.services import Services
 
 _IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
@@ -43,9 +43,11 @@ def max_body_bytes(settings: Settings, specs: Mapping[str, ModelSpec]) -> int:
 
 
 async def submit(
-    services: Services, body: dict[str, Any], *, idempotency_key: str | None
+    services: Services, body: dict[str, Any], *, owner: str, idempotency_key: str | None
 ) -> tuple[JobRecord, bool]:
     """Queues the job that `body` asks for; returns its record and whether this call made it.
+
+    `owner` is the id of the API key it came with, or empty.
 
     Raises `Problem` (422) or `jobs.errors.InvalidInput`, naming the field and what is allowed, and
     what `JobStore.submit` raises. Files that came with a refused job are not kept.
@@ -55,10 +57,10 @@ async def submit(
     digest = fingerprint(body)
     # A repetition must find its job though the files have expired meanwhile.
     if idempotency_key is not None and file_references(spec, request.input):
-        earlier = await services.store.earlier(idempotency_key, digest)
+        earlier = await services.store.earlier(idempotency_key, digest, owner)
         if earlier is not None:
             return earlier, False
-    prepared = await services.inputs.prepare(new_job_id(), spec, request.input)
+    prepared = await services.inputs.prepare(new_job_id(), spec, request.input, owner)
     job = NewJob(
         id=prepared.job_id,
         model=spec.id,
@@ -67,6 +69,8 @@ async def submit(
         priority=request.priority,
         deterministic=request.deterministic,
         metadata=dict(request.metadata),
+        owner=owner,
+        deadline_seconds=request.deadline_seconds,
         idempotency_key=idempotency_key,
         fingerprint=digest,
     )
@@ -74,12 +78,30 @@ async def submit(
     # the keeper removes them.
     try:
         record, created = await services.store.submit(job)
-    except (QueueFull, IdempotencyConflict):
+    except (QueueFull, QuotaExceeded, DeadlineTooSoon, IdempotencyConflict):
         await services.inputs.withdraw(prepared)
         raise
     if not created:
         await services.inputs.release(prepared)
     return record, created
+
+
+async def estimate(services: Services, body: dict[str, Any], *, owner: str) -> Estimate:
+    """What the job that `body` asks for would take; nothing is queued and no file kept.
+
+    Raises what `submit` does about the body.
+    """
+    request, spec = _checked(body, services.specs)
+    prepared = await services.inputs.prepare(new_job_id(), spec, request.input, owner)
+    await services.inputs.withdraw(prepared)
+    steps = total_steps(prepared.resolved)
+    found = await services.store.costs.estimate(spec.id, prepared.resolved, steps)
+    return Estimate(
+        model=spec.id,
+        seconds=None if found is None else round(found.run_seconds, 3),
+        gpu_seconds=None if found is None else round(found.gpu_seconds, 3),
+        input=prepared.resolved,
+    )
 
 
 def _check_idempotency_key(key: str | None) -> None:

@@ -41,10 +41,15 @@ def job_view(record: JobRecord, root_path: str = "") -> Job:
         deterministic=record.deterministic,
         cancel_requested=record.cancel_requested,
         created_at=record.created_at,
+        deadline_at=record.deadline_at,
         started_at=record.started_at,
         finished_at=record.finished_at,
         queue=(
-            QueuePlace(position=record.queue_position)
+            QueuePlace(
+                position=record.queue_position,
+                estimated_start_at=record.estimated_start_at,
+                estimated_finish_at=record.estimated_finish_at,
+            )
             if record.queue_position is not None
             else None
         ),

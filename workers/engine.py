@@ -286,7 +286,10 @@ class Engine:
                 self._fail(member, Stage.STORING, outputs)
                 continue
             self._speeds.observe(stored, self._clock())
-            self._settle(member, Outcome(Status.SUCCEEDED, outputs, usage=member.usage()))
+            costs = member.costs(storing=self._clock() - stored.storing_since)
+            self._settle(
+                member, Outcome(Status.SUCCEEDED, outputs, usage=member.usage(), costs=costs)
+            )
 
     def _run(self, member: Member, work: Callable[[], T]) -> T | None:
         """The result of one stage of one job; None after it failed and the job with it, or after
@@ -308,6 +311,7 @@ class Engine:
             self._fail(member, member.stage, result)
             return None
         metrics.STAGE_SECONDS.labels(member.job.model, member.stage).observe(seconds)
+        member.stage_seconds[member.stage] = seconds
         member.device_seconds += seconds
         return result
 

@@ -6,9 +6,9 @@ describe itself to the scheduler (`resident`) and to the job layer (`progress`, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from jobs.types import ClaimedJob, Priority, Progress, Stage, Usage
+from jobs.types import ClaimedJob, Priority, Progress, Stage, StageCosts, Usage
 from models.pipeline import Generation, Request
 from workers.scheduler import Resident
 
@@ -38,6 +38,7 @@ class Member:
     waited: int = 0
     device_seconds: float = 0.0
     denoise_seconds: float = 0.0
+    stage_seconds: dict[Stage, float] = field(default_factory=dict)
     steps_taken: int = 0
     resumed_steps: int = 0
     step_interval: float | None = None
@@ -151,4 +152,18 @@ class Member:
             gpu_seconds=round(self.device_seconds, 6),
             steps=self.steps_taken,
             resumed_steps=self.resumed_steps,
+        )
+
+    def costs(self, *, storing: float) -> StageCosts | None:
+        """What the stages took, `storing` in seconds; None when this attempt skipped any."""
+        encoding = self.stage_seconds.get(Stage.ENCODING)
+        decoding = self.stage_seconds.get(Stage.DECODING)
+        if encoding is None or decoding is None or not self.steps_taken:
+            return None
+        return StageCosts(
+            encoding=encoding,
+            step=self.denoise_seconds / self.steps_taken,
+            device_step=(self.device_seconds - encoding - decoding) / self.steps_taken,
+            decoding=decoding,
+            storing=storing,
         )

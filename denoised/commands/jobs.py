@@ -13,7 +13,7 @@ from denoised.errors import CommandError
 
 if TYPE_CHECKING:
     from denoised.client import Client
-    from server.schemas import Job
+    from server.schemas import Job, QueuePlace
 
 app = typer.Typer(help="List, show, watch and cancel jobs.", no_args_is_help=True)
 
@@ -130,7 +130,7 @@ def _print_job(job: Job, as_json: bool) -> None:
         "input": ", ".join(f"{k} {v}" for k, v in job.input.items() if _is_telling(k, v)),
         "progress": f"{job.progress.step} of {job.progress.total_steps} steps",
         "attempt": str(job.attempt),
-        "position": f"{job.queue.position} jobs before it" if job.queue else None,
+        "position": _place(job.queue) if job.queue else None,
         "gpu time": f"{job.usage.gpu_seconds:.2f} s" if job.usage.gpu_seconds else None,
         "error": f"{job.error.code}: {job.error.message}" if job.error else None,
         "outputs": "\n            ".join(
@@ -141,6 +141,14 @@ def _print_job(job: Job, as_json: bool) -> None:
     for name, value in rows.items():
         if value is not None:
             typer.echo(f"  {name:9} {value}")
+
+
+def _place(queue: QueuePlace) -> str:
+    text = f"{queue.position} jobs before it"
+    if queue.estimated_start_at is not None and queue.estimated_finish_at is not None:
+        text += f", starts about {queue.estimated_start_at.astimezone():%H:%M:%S}"
+        text += f" and ends about {queue.estimated_finish_at.astimezone():%H:%M:%S}"
+    return text
 
 
 def _is_telling(field: str, value: object) -> bool:

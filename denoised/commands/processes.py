@@ -41,9 +41,11 @@ def api(
     )
     import socket
 
+    from denoised.exposure import check_exposure
     from server.app import create_app
     from server.runner import ApiServer
 
+    check_exposure(settings)
     server = ApiServer(create_app(settings, options.discover_models(settings)), settings)
     server.run(sockets=None if fd is None else [socket.socket(fileno=fd)])
     if not server.started:

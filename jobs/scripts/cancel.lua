@@ -1,17 +1,18 @@
 -- Cancels: a queued job at once, a running one by a flag its worker reads, an ended one not at all.
--- ARGV: id, ttl, event ttl
--- Returns {settled now (1|0), hash, queue position}
+-- ARGV: id, owner, ttl, event ttl
+-- Returns {settled now (1|0), hash, queue position, estimated start, end}; no hash for a job of another owner
 local id = ARGV[1]
 local job = load_job(id)
+if job and job.owner ~= ARGV[2] then return { 0, {}, -1, '', '' } end
 local settled = 0
 if job and job.status == 'queued' then
   if job.final_event then revive(id, job) end
-  redis.call('LREM', queue_key(job.origin), 0, id)
+  leave_lane(id, job)
   redis.call('HSET', job_key(id), 'cancel', now_us)
-  settle_cancelled(id, job, '', CANCELLED_WHILE_QUEUED, ARGV[2], ARGV[3])
+  settle_cancelled(id, job, '', CANCELLED_WHILE_QUEUED, ARGV[3], ARGV[4])
   settled = 1
 elseif job and job.status == 'started' then
   redis.call('HSETNX', job_key(id), 'cancel', now_us)
 end
 local state = record(id)
-return { settled, state[1], state[2] }
+return { settled, unpack(state) }

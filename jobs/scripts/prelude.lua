@@ -38,12 +38,17 @@ local CANCELLED_WHILE_QUEUED =
   '{"code":"cancelled","message":"cancelled before it started","param":null,"retryable":false}'
 local CANCELLED_WHILE_RUNNING =
   '{"code":"cancelled","message":"cancelled on request","param":null,"retryable":false}'
+local DEADLINE_PASSED = '{"code":"deadline_exceeded","message":"the deadline passed before it was '
+  .. 'done","param":null,"retryable":false}'
+-- RQ's form of "deadline_exceeded: the deadline passed": zlib, then base64.
+local DEADLINE_TRACE = 'eJxLSU1MycnMS41PrUhOTU1JTbFSKMlIVUiBCisUJBYXp6YAABp+Dl4='
 local WORKER_LOST = '{"code":"worker_lost","message":"every allowed attempt lost its worker",'
   .. '"param":null,"retryable":true}'
 
 -- The fields the scripts decide by; nil when there is no such job.
 local FIELDS = { 'status', 'exec', 'cancel', 'attempt', 'max_attempts', 'origin', 'model',
-                 'last_exec', 'final_event', 'started_us', 'worker_name' }
+                 'last_exec', 'final_event', 'started_us', 'worker_name', 'owner',
+                 'deadline_us', 'cost', 'charged', 'submitted_us', 'eta_us' }
 local function load_job(id)
   local values = redis.call('HMGET', job_key(id), unpack(FIELDS))
   if not values[1] then return nil end
@@ -52,7 +57,23 @@ local function load_job(id)
   job.attempt = tonumber(job.attempt or 0)
   job.max_attempts = tonumber(job.max_attempts or 1)
   job.origin = job.origin or ''
+  job.owner = job.owner or ''
+  job.is_late = job.deadline_us and now * 1e6 > tonumber(job.deadline_us)
   return job
+end
+
+-- Enters an id into a listing, of which every API key has its own. Entries of a key whose hash has
+-- expired are taken out by those that follow.
+local OLDEST_LOOKED_AT = 8
+local function listing(name, owner) return owner == '' and name or name .. ':' .. owner end
+local function list_entry(name, owner, id, hash_key)
+  local index = listing(name, owner)
+  if owner ~= '' then
+    for _, old in ipairs(redis.call('ZRANGE', index, 0, OLDEST_LOOKED_AT - 1)) do
+      if redis.call('EXISTS', hash_key(old)) == 0 then redis.call('ZREM', index, old) end
+    end
+  end
+  redis.call('ZADD', index, now_us, id)
 end
 
 -- Appends to the job's log and tells live watchers `<stream id> <json>`. `extra` is a fragment
@@ -68,6 +89,11 @@ local function emit(id, kind, status, stage, attempt, extra)
   return entry
 end
 
+local DAY = 86400
+local function usage_key(owner)
+  return 'denoised:usage:' .. owner .. ':' .. math.floor(seconds / DAY)
+end
+
 local function wake(model)
   local key = 'denoised:wake:' .. model
   redis.call('LPUSH', key, '1')
@@ -79,6 +105,106 @@ local function drop_lease(id, job)
   local member = id .. ':' .. job.exec
   redis.call('ZREM', 'denoised:wip', member)
   redis.call('ZREM', 'rq:wip:' .. job.origin, member)
+  if job.owner ~= '' then redis.call('SREM', 'denoised:held:' .. job.owner, id) end
+end
+
+-- Lanes: what came without a key waits in RQ's list of its queue, what came with one in a list of
+-- its own beside it, which RQ's tools show as a queue. `denoised:backlog` has the estimated
+-- GPU-seconds of each lane, `denoised:backlog:jobs` of how many jobs they are.
+local CLASSES = { 'interactive', 'standard', 'batch' }
+local function lane_name(queue, owner) return owner == '' and queue or queue .. '@' .. owner end
+local function lane_key(queue, owner) return queue_key(lane_name(queue, owner)) end
+
+local function owners_of(queue)
+  local owners = redis.call('SMEMBERS', 'denoised:lanes:' .. queue)
+  owners[#owners + 1] = ''
+  return owners
+end
+
+local function weigh(lane, cost, sign)
+  if not cost or cost == '' then return end
+  redis.call('HINCRBYFLOAT', 'denoised:backlog', lane, sign * cost)
+  redis.call('HINCRBY', 'denoised:backlog:jobs', lane, sign)
+end
+
+local function weigh_anew(lane)
+  redis.call('HDEL', 'denoised:backlog', lane)
+  redis.call('HDEL', 'denoised:backlog:jobs', lane)
+end
+
+local function join_lane(push, id, queue, owner, cost)
+  local key = lane_key(queue, owner)
+  redis.call('SADD', 'rq:queues', key)
+  redis.call('SADD', 'denoised:queues', queue)
+  if owner ~= '' then redis.call('SADD', 'denoised:lanes:' .. queue, owner) end
+  -- RQ's tools take jobs off without weighing them.
+  if redis.call(push, key, id) == 1 then weigh_anew(lane_name(queue, owner)) end
+  weigh(lane_name(queue, owner), cost, 1)
+end
+
+local function leave_lane(id, job)
+  local left = redis.call('LREM', lane_key(job.origin, job.owner), 0, id)
+  if left > 0 then weigh(lane_name(job.origin, job.owner), job.cost, -1) end
+  -- Where RQ's tools put it.
+  if job.owner ~= '' then redis.call('LREM', queue_key(job.origin), 0, id) end
+end
+
+local function waiting_on(queue)
+  local waiting = 0
+  for _, owner in ipairs(owners_of(queue)) do
+    waiting = waiting + redis.call('LLEN', lane_key(queue, owner))
+  end
+  return waiting
+end
+
+-- GPU-seconds and seconds of run time of a job of this model on average; nil before the first.
+local function mean_cost(model)
+  local mean = redis.call('HGET', 'denoised:costs:mean', model)
+  if not mean then return nil, nil end
+  local gpu, run = mean:match('^%S+ (%S+) (%S+)$')
+  return tonumber(gpu), tonumber(run)
+end
+
+-- GPU-seconds of `count` jobs, all that wait in a lane; nil while something is not measured.
+local function lane_cost(lane, count, mean)
+  if count == 0 then return 0 end
+  local known = tonumber(redis.call('HGET', 'denoised:backlog:jobs', lane) or 0)
+  local unknown = math.max(count - known, 0)
+  if unknown > 0 and not mean then return nil end
+  return math.max(tonumber(redis.call('HGET', 'denoised:backlog', lane) or 0), 0)
+    + unknown * (mean or 0)
+end
+
+-- What is served before the `place`th job of a lane, as `claim` would do it: jobs of this model, and
+-- seconds until then over all workers of the queue, nil until everything in it is measured.
+local function ahead_of(queue, owner, place)
+  local model, class = queue:match('^(.*):([^:]*)$')
+  if not model then return place, nil end
+  local mean = mean_cost(model)
+  local jobs, seconds = 0, 0
+  local function add(name, whose, most)
+    local length = redis.call('LLEN', lane_key(name, whose))
+    local count = math.min(length, most)
+    if count == 0 then return end
+    local cost = lane_cost(lane_name(name, whose), length, mean)
+    jobs = jobs + count
+    seconds = seconds and cost and seconds + cost * count / length
+  end
+  for _, urgent in ipairs(CLASSES) do
+    local name = model .. ':' .. urgent
+    for _, whose in ipairs(owners_of(name)) do
+      -- Keys of one class take turns.
+      add(name, whose, urgent == class and place or math.huge)
+    end
+    for _, member in ipairs(redis.call('ZRANGE', 'rq:wip:' .. name, 0, 63)) do
+      local v = redis.call('HMGET', job_key(member:match('^[^:]+')), 'eta', 'cost')
+      local left = tonumber(v[1] or '') or tonumber(v[2] or '') or mean
+      seconds = seconds and left and seconds + left
+    end
+    if urgent == class then break end
+  end
+  local workers = redis.call('SCARD', 'rq:workers:' .. queue)
+  return jobs, workers > 0 and seconds and seconds / workers or nil
 end
 
 -- Nothing points at the checkpoint any more; its blob is its last worker's or the keeper's to remove.
@@ -89,14 +215,15 @@ end
 -- RQ's tools can put a job that had ended back on its queue: it starts a new life with a fresh
 -- event log and all its attempts.
 local function revive(id, job)
-  redis.call('HDEL', job_key(id), 'final_event', 'last_exec', 'error', 'outputs', 'cancel')
+  redis.call('HDEL', job_key(id), 'final_event', 'last_exec', 'error', 'outputs', 'cancel',
+    'deadline_us')
   redis.call('HSET', job_key(id), 'attempt', 0)
   drop_checkpoint(id)
   redis.call('PERSIST', job_key(id))
   redis.call('PERSIST', 'rq:results:' .. id)
   redis.call('DEL', event_key(id))
   redis.call('ZREM', 'denoised:expiry', id)
-  job.attempt, job.cancel, job.final_event = 0, nil, nil
+  job.attempt, job.cancel, job.final_event, job.is_late = 0, nil, nil, nil
   emit(id, 'requeued', 'queued', nil, 0, ',"cause":"operator","step":0')
 end
 
@@ -112,6 +239,7 @@ local function settle(id, job, exec, ending, ttl, event_ttl)
   local kind = PUBLIC[ending.status]
   local entry = emit(id, kind, ending.status, nil, job.attempt, ending.extra)
   redis.call('HSET', key, 'final_event', entry)
+  if job.deadline_us then redis.call('ZREM', 'denoised:deadlines', id) end
   redis.call('EXPIRE', key, ttl)
   redis.call('EXPIRE', event_key(id), event_ttl)
   redis.call('ZADD', 'rq:' .. ending.status .. ':' .. job.origin, math.floor(now + ttl), id)
@@ -128,6 +256,12 @@ end
 local function settle_cancelled(id, job, exec, why, ttl, event_ttl)
   settle(id, job, exec, { status = 'canceled', error = why, outputs = '',
     extra = ',"error":' .. why }, ttl, event_ttl)
+end
+
+local function settle_late(id, job, exec, ttl, event_ttl)
+  settle(id, job, exec, { status = 'failed', error = DEADLINE_PASSED, outputs = '',
+    extra = ',"error":' .. DEADLINE_PASSED,
+    result = { 'type', '2', 'exc_string', DEADLINE_TRACE } }, ttl, event_ttl)
 end
 
 -- An attempt ends without a result. Returns what became of the job: requeued, failed, canceled.
@@ -148,7 +282,7 @@ local function put_back(id, job, exec, cause, refund, lost_trace, ttl, event_ttl
   redis.call('HSET', key, 'status', 'queued', 'enqueued_at', iso, 'last_exec', exec, 'step', step)
   redis.call('HDEL', key, 'exec', 'stage', 'eta', 'worker_name', 'started_at', 'started_us')
   if refund then redis.call('HINCRBY', key, 'attempt', -1) end
-  redis.call('LPUSH', queue_key(job.origin), id)
+  join_lane('LPUSH', id, job.origin, job.owner, job.cost)
   emit(id, 'requeued', 'queued', nil, job.attempt - (refund and 1 or 0),
     ',"cause":' .. cjson.encode(cause) .. ',"step":' .. step)
   wake(job.model or '')
@@ -169,6 +303,19 @@ local function add_usage(id, gpu_seconds, steps, resumed_steps)
   end
 end
 
+-- What one attempt has cost, for its key's day and, in place of what the claim had charged for it by
+-- estimate, for its key's share.
+local function settle_share(job, gpu_seconds)
+  if job.charged then
+    redis.call('HINCRBYFLOAT', 'denoised:fair', job.owner,
+      string.format('%.6f', gpu_seconds - job.charged))
+  end
+  if job.owner ~= '' then
+    redis.call('HINCRBYFLOAT', usage_key(job.owner), 'gpu_seconds', gpu_seconds)
+    redis.call('EXPIRE', usage_key(job.owner), 2 * DAY)
+  end
+end
+
 -- Everything but the blobs, which are not in Redis.
 local function erase(id)
   for _, name in ipairs(redis.call('SMEMBERS', 'denoised:queues')) do
@@ -176,27 +323,29 @@ local function erase(id)
       redis.call('ZREM', 'rq:' .. state .. ':' .. name, id)
     end
   end
+  local owner = redis.call('HGET', job_key(id), 'owner') or ''
   redis.call('DEL', job_key(id), 'rq:results:' .. id, event_key(id))
-  redis.call('ZREM', 'denoised:jobs', id)
+  redis.call('ZREM', listing('denoised:jobs', owner), id)
   redis.call('ZREM', 'denoised:expiry', id)
 end
 
--- Jobs that would be served before this one, by class and place; nil unless queued.
-local function queue_position(id, origin, status)
-  if status ~= 'queued' then return -1 end
-  local place = redis.call('LPOS', queue_key(origin), id)
-  if not place then return -1 end
-  local model, class = origin:match('^(.*):([^:]*)$')
-  for _, urgent in ipairs({ 'interactive', 'standard', 'batch' }) do
-    if urgent == class or not model then break end
-    place = place + redis.call('LLEN', queue_key(model .. ':' .. urgent))
-  end
-  return place
+-- Jobs that would be served before this one, -1 unless it is queued, and when it will start and
+-- end, in us, '' until that is measured.
+local function outlook(id, origin, owner, status, run)
+  local place = status == 'queued' and redis.call('LPOS', lane_key(origin, owner), id)
+  if not place then return -1, '', '' end
+  local jobs, wait = ahead_of(origin, owner, place)
+  local _, mean_run = mean_cost(origin:match('^(.*):') or origin)
+  run = tonumber(run or '') or mean_run
+  if not wait or not run then return jobs, '', '' end
+  return jobs, string.format('%.0f', now_us + wait * 1e6),
+    string.format('%.0f', now_us + (wait + run) * 1e6)
 end
 
+-- {hash, queue position, estimated start, estimated end}
 local function record(id)
   local flat = redis.call('HGETALL', job_key(id))
-  if #flat == 0 then return { flat, -1 } end
-  local head = redis.call('HMGET', job_key(id), 'origin', 'status')
-  return { flat, queue_position(id, head[1] or '', head[2]) }
+  if #flat == 0 then return { flat, -1, '', '' } end
+  local v = redis.call('HMGET', job_key(id), 'origin', 'owner', 'status', 'run')
+  return { flat, outlook(id, v[1] or '', v[2] or '', v[3], v[4]) }
 end

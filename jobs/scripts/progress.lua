@@ -4,7 +4,7 @@
 -- Returns 0 lease lost, 1 go on, 2 cancel
 local id, exec, stage = ARGV[1], ARGV[2], ARGV[4]
 local key = job_key(id)
-local held = redis.call('HMGET', key, 'exec', 'cancel', 'status', 'attempt')
+local held = redis.call('HMGET', key, 'exec', 'cancel', 'status', 'attempt', 'deadline_us')
 if held[1] ~= exec then return 0 end
 redis.call('ZADD', 'denoised:wip', 'XX', now + tonumber(ARGV[3]), id .. ':' .. exec)
 if stage ~= '' then
@@ -15,4 +15,5 @@ if stage ~= '' then
 end
 -- RQ's own cancel writes the status and no flag.
 if held[2] or held[3] ~= 'started' then return 2 end
+if held[5] and now * 1e6 > tonumber(held[5]) then return 2 end
 return 1

@@ -1,5 +1,6 @@
 -- Takes jobs back whose lease has lapsed: front of the queue, or failed when attempts are used up.
--- Also ends what RQ's tools cancelled while it was queued: they write no event and no expiry.
+-- Also ends what RQ's tools cancelled while it was queued: they write no event and no expiry; and
+-- what waits past its deadline.
 -- After a Redis restart the leases on disk are old while the workers live: nothing is reaped until
 -- the server has been up long enough for every living worker to have beaten its heart.
 -- ARGV: lease seconds, most jobs per call, trace for worker_lost, ttl, event ttl
@@ -30,9 +31,24 @@ for _, name in ipairs(redis.call('SMEMBERS', 'denoised:queues')) do
     if not job then
       redis.call('ZREM', 'rq:canceled:' .. name, id)
     elseif job.status == 'canceled' and not job.exec and not job.final_event then
+      leave_lane(id, job)
       settle_cancelled(id, job, '', CANCELLED_WHILE_QUEUED, ARGV[4], ARGV[5])
       reaped[#reaped + 1] = { id, job.model or '', 'canceled' }
     end
+  end
+end
+-- What waits past its deadline will never be in time; what runs is stopped at its next step.
+for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'denoised:deadlines', '-inf', now,
+    'LIMIT', 0, ARGV[2])) do
+  local job = load_job(id)
+  if job and job.status == 'queued' and job.is_late then
+    leave_lane(id, job)
+    settle_late(id, job, '', ARGV[4], ARGV[5])
+    reaped[#reaped + 1] = { id, job.model or '', 'failed' }
+  elseif job and job.status == 'started' then
+    redis.call('ZADD', 'denoised:deadlines', now + 1, id)
+  else
+    redis.call('ZREM', 'denoised:deadlines', id)
   end
 end
 return reaped

@@ -7,4 +7,5 @@ local job = load_job(id)
 if not job then return '' end
 if job.exec ~= exec then return job.last_exec == exec and 'again' or '' end
 add_usage(id, ARGV[6], ARGV[7], ARGV[8])
+settle_share(job, ARGV[6])
 return put_back(id, job, exec, ARGV[3], ARGV[4] == '1', ARGV[5], ARGV[9], ARGV[10])

@@ -7,13 +7,14 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from jobs.event_log import parse_stream_id
+from server.auth import NEEDS_KEY, OwnerDep
 from server.documentation import EVENT_STREAM, problems
 from server.problems import FieldError, invalid_fields
 from server.routes.jobs import JobId
 from server.services import ServicesDep
 from server.sse import EventStreamResponse, event_stream
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[NEEDS_KEY])
 
 
 @router.get(
@@ -29,6 +30,7 @@ async def watch_job(
     job_id: JobId,
     request: Request,
     services: ServicesDep,
+    owner: OwnerDep,
     last_event_id: Annotated[
         str | None,
         Header(
@@ -53,7 +55,7 @@ async def watch_job(
             name = "Last-Event-ID" if last_event_id else "after"
             message = f"{name} must be the id of an event, such as 1700000000000-0"
             raise invalid_fields([FieldError(param=name, message=message)]) from None
-    await services.store.get(job_id)
+    await services.store.get(job_id, owner)
     events = services.hub.watch(job_id, after=resume)
     return EventStreamResponse(
         event_stream(

@@ -19,6 +19,7 @@ from jobs.media.info import ACCEPTED, MediaError
 from jobs.schema.references import FILE_ID
 from jobs.uploads import Upload
 from server import examples
+from server.auth import NEEDS_KEY, OwnerDep
 from server.documentation import problems
 from server.file_views import file_url, file_view
 from server.multipart import Form, read_form, too_large
@@ -27,7 +28,7 @@ from server.routes.outputs import OutputFile, matches
 from server.schemas import FileList, StoredFile
 from server.services import ServicesDep
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[NEEDS_KEY])
 
 CONTENT_TYPES = (
     "image/png",
@@ -98,7 +99,9 @@ FileId = Annotated[str, Depends(plausible_file_id)]
     },
     openapi_extra=_FORM,
 )
-async def upload_file(request: Request, response: Response, services: ServicesDep) -> StoredFile:
+async def upload_file(
+    request: Request, response: Response, services: ServicesDep, owner: OwnerDep
+) -> StoredFile:
     """Stores a picture, a mask or a clip and says what is in it.
 
     The file is decoded, whatever its name says: what is not a picture or a clip, is broken, or is
@@ -117,7 +120,9 @@ async def upload_file(request: Request, response: Response, services: ServicesDe
             media = await services.inspector.probe(upload.finish())
         except MediaError as error:
             raise invalid_fields([FieldError(param="file", message=f"file {error}")]) from None
-        record = await services.files.create(upload, media, filename=form.filename, purpose=purpose)
+        record = await services.files.create(
+            upload, media, filename=form.filename, purpose=purpose, owner=owner
+        )
     root_path = request.scope.get("root_path", "")
     response.headers["Location"] = file_url(record.id, root_path)
     return file_view(record, root_path)
@@ -157,11 +162,16 @@ class FileQuery(BaseModel):
 
 @router.get("", summary="List files", response_model=FileList, responses=problems(422, 503))
 async def list_files(
-    request: Request, services: ServicesDep, query: Annotated[FileQuery, Query()]
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
+    query: Annotated[FileQuery, Query()],
 ) -> FileList:
     """Newest first. Files that arrive while paging do not shift the pages that follow."""
     try:
-        records, cursor = await services.files.list(limit=query.limit, cursor=query.cursor)
+        records, cursor = await services.files.list(
+            limit=query.limit, cursor=query.cursor, owner=owner
+        )
     except ValueError:
         if query.cursor is None:
             raise
@@ -179,9 +189,11 @@ async def list_files(
 @router.get(
     "/{file_id}", summary="Show a file", response_model=StoredFile, responses=problems(404, 503)
 )
-async def get_file(file_id: FileId, request: Request, services: ServicesDep) -> StoredFile:
+async def get_file(
+    file_id: FileId, request: Request, services: ServicesDep, owner: OwnerDep
+) -> StoredFile:
     """What is known of the file; its bytes are under `links.content`."""
-    record = await services.files.get(file_id)
+    record = await services.files.get(file_id, owner)
     return file_view(record, request.scope.get("root_path", ""))
 
 
@@ -192,9 +204,9 @@ async def get_file(file_id: FileId, request: Request, services: ServicesDep) -> 
     response_class=Response,
     responses=problems(404, 503),
 )
-async def delete_file(file_id: FileId, services: ServicesDep) -> Response:
+async def delete_file(file_id: FileId, services: ServicesDep, owner: OwnerDep) -> Response:
     """Removes the file. Jobs that were accepted with it are not affected."""
-    await services.files.delete(file_id)
+    await services.files.delete(file_id, owner)
     return Response(status_code=204)
 
 
@@ -210,9 +222,11 @@ async def delete_file(file_id: FileId, services: ServicesDep) -> Response:
     },
 )
 @router.head("/{file_id}/content", include_in_schema=False)
-async def get_content(file_id: FileId, request: Request, services: ServicesDep) -> Response:
+async def get_content(
+    file_id: FileId, request: Request, services: ServicesDep, owner: OwnerDep
+) -> Response:
     """The bytes as they were uploaded, with `ETag` (their SHA-256) and range requests."""
-    record = await services.files.get(file_id)
+    record = await services.files.get(file_id, owner)
     etag = f'"{record.sha256}"'
     headers = {
         "ETag": etag,

@@ -7,6 +7,7 @@ of the job store.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -19,8 +20,9 @@ from jobs.blobs import job_prefix
 from jobs.errors import JobNotFound, StoreUnavailable
 from jobs.types import JobRecord, Status
 from server import examples
+from server.auth import NEEDS_KEY, OwnerDep
 from server.body import read_json_object
-from server.documentation import problems
+from server.documentation import JOB_REQUEST_BODY, problems
 from server.problems import FieldError, invalid_fields
 from server.schemas import Job, JobList
 from server.services import ServicesDep
@@ -28,8 +30,9 @@ from server.submission import max_body_bytes, submit
 from server.views import job_url, job_view
 from server.waiting import preferred_wait, wait_for_end
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[NEEDS_KEY])
 
+LONGEST_POLL_SECONDS = 60
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
@@ -78,20 +81,14 @@ def _answer(
                 },
             },
         },
-        **problems(400, 413, 415, 422, 503),
+        **problems(400, 413, 415, 422, 429, 503),
     },
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {
-                "application/json": {"schema": {"$ref": "#/components/schemas/JobRequest"}}
-            },
-        }
-    },
+    openapi_extra=JOB_REQUEST_BODY,
 )
 async def submit_job(
     request: Request,
     services: ServicesDep,
+    owner: OwnerDep,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -117,13 +114,13 @@ async def submit_job(
     """
     limit = max_body_bytes(services.settings, services.specs)
     body = await read_json_object(request, max_bytes=limit)
-    record, created = await submit(services, body, idempotency_key=idempotency_key)
+    record, created = await submit(services, body, owner=owner, idempotency_key=idempotency_key)
     wait = preferred_wait(prefer or [])
     if wait and not record.status.is_terminal:
         await wait_for_end(request, services, record.id, wait)
         # The job is queued whatever happens now: an error would have the client submit it again.
         with suppress(StoreUnavailable):
-            record = await services.store.get(record.id)
+            record = await services.store.get(record.id, owner)
     headers = {"Location": job_url(record.id, request.scope.get("root_path", ""))}
     if wait:
         headers["Preference-Applied"] = f"wait={wait}"
@@ -131,7 +128,15 @@ async def submit_job(
         headers["Idempotency-Replayed"] = "true"
     if record.status.is_terminal:
         return _answer(request, record, 200, headers)
-    return _answer(request, record, 202, headers | {"Retry-After": "1"})
+    return _answer(request, record, 202, headers | {"Retry-After": str(_poll_seconds(record))})
+
+
+def _poll_seconds(record: JobRecord) -> int:
+    """When to look again: at the estimated end, within a minute; after a second if unmeasured."""
+    if record.estimated_finish_at is None:
+        return 1
+    left = (record.estimated_finish_at - record.created_at).total_seconds()
+    return min(max(math.ceil(left), 1), LONGEST_POLL_SECONDS)
 
 
 class JobQuery(BaseModel):
@@ -149,7 +154,10 @@ class JobQuery(BaseModel):
 
 @router.get("", summary="List jobs", response_model=JobList, responses=problems(422, 503))
 async def list_jobs(
-    request: Request, services: ServicesDep, query: Annotated[JobQuery, Query()]
+    request: Request,
+    services: ServicesDep,
+    owner: OwnerDep,
+    query: Annotated[JobQuery, Query()],
 ) -> JobList:
     """Newest first. Jobs that arrive while paging do not shift the pages that follow.
 
@@ -157,7 +165,11 @@ async def list_jobs(
     """
     try:
         records, cursor = await services.store.list(
-            status=query.status, model=query.model, limit=query.limit, cursor=query.cursor
+            status=query.status,
+            model=query.model,
+            limit=query.limit,
+            cursor=query.cursor,
+            owner=owner,
         )
     except ValueError:
         if query.cursor is None:
@@ -174,9 +186,11 @@ async def list_jobs(
 
 
 @router.get("/{job_id}", summary="Show a job", response_model=Job, responses=problems(404, 503))
-async def get_job(job_id: JobId, request: Request, services: ServicesDep) -> Response:
+async def get_job(
+    job_id: JobId, request: Request, services: ServicesDep, owner: OwnerDep
+) -> Response:
     """The job as it stands now. To follow it, read its events instead of polling."""
-    return _answer(request, await services.store.get(job_id))
+    return _answer(request, await services.store.get(job_id, owner))
 
 
 @router.post(
@@ -188,9 +202,11 @@ async def get_job(job_id: JobId, request: Request, services: ServicesDep) -> Res
         **problems(404, 503),
     },
 )
-async def cancel_job(job_id: JobId, request: Request, services: ServicesDep) -> Response:
+async def cancel_job(
+    job_id: JobId, request: Request, services: ServicesDep, owner: OwnerDep
+) -> Response:
     """May be repeated. A queued job is cancelled at once, an ended job stays as it is."""
-    record = await services.store.cancel(job_id)
+    record = await services.store.cancel(job_id, owner)
     return _answer(request, record, 202 if record.status is Status.RUNNING else 200)
 
 
@@ -201,8 +217,8 @@ async def cancel_job(job_id: JobId, request: Request, services: ServicesDep) -> 
     response_class=Response,
     responses=problems(404, 409, 503),
 )
-async def delete_job(job_id: JobId, services: ServicesDep) -> Response:
+async def delete_job(job_id: JobId, services: ServicesDep, owner: OwnerDep) -> Response:
     """Removes the record and the outputs of a job that has ended."""
-    await services.store.delete(job_id)
+    await services.store.delete(job_id, owner)
     await asyncio.to_thread(services.blobs.delete_prefix, job_prefix(job_id))
     return Response(status_code=204)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from jobs.worker_registry import list_workers
+from server.auth import NEEDS_KEY
 from server.documentation import problems
 from server.model_views import model_view
 from server.problems import Problem, ProblemCode
 from server.schemas import Model, ModelList
 from server.services import ServicesDep
 
-router = APIRouter(prefix="/v1/models", tags=["models"])
+router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[NEEDS_KEY])
 
 
 @router.get("", summary="List models", response_model=ModelList, responses=problems(503))

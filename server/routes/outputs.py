@@ -13,12 +13,13 @@ from starlette.types import Message, Receive, Scope, Send
 
 from jobs.blobs import variant_key
 from jobs.types import JobRecord, Output, Status
+from server.auth import NEEDS_KEY, OwnerDep
 from server.documentation import problems
 from server.problems import Problem, ProblemCode, render
 from server.routes.jobs import JobId
 from server.services import ServicesDep
 
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], dependencies=[NEEDS_KEY])
 
 _SUFFIXES = {
     "image/png": "png",
@@ -133,6 +134,7 @@ async def get_output(
     index: Annotated[int, Path(ge=0, le=1000, description="Number of the output, from 0.")],
     request: Request,
     services: ServicesDep,
+    owner: OwnerDep,
     variant: Annotated[
         Literal["thumbnail", "frames"] | None,
         Query(
@@ -142,7 +144,7 @@ async def get_output(
     ] = None,
 ) -> Response:
     """The file, with `ETag` (its SHA-256), range requests and a telling file name."""
-    output = _output_of(await services.store.get(job_id), index)
+    output = _output_of(await services.store.get(job_id, owner), index)
     key, content_type, etag, stem = output.key, output.content_type, output.sha256, str(index)
     if variant is not None:
         if variant not in output.variants:

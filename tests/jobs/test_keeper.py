@@ -219,6 +219,9 @@ async def test_an_expired_job_leaves_no_key_and_no_blob(
     assert left <= {
         "denoised:queues",
         "denoised:finishes",
+        "denoised:vtime",
+        "denoised:fair",
+        "denoised:served",
         f"denoised:wake:{MODEL}",
         "rq:queues",
     }

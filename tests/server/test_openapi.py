@@ -16,6 +16,7 @@ from server.schemas import Job, JobRequest, StoredFile
 
 ROUTES = {
     ("POST", "/v1/jobs"),
+    ("POST", "/v1/estimate"),
     ("GET", "/v1/jobs"),
     ("GET", "/v1/jobs/{job_id}"),
     ("DELETE", "/v1/jobs/{job_id}"),

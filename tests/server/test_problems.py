@@ -79,7 +79,10 @@ def test_without_redis_every_route_that_needs_it_says_when_to_try_again(
 
 
 def test_a_bad_request_is_refused_even_without_redis(settings: Settings) -> None:
-    nowhere = settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})
+    # Whether a key is needed is asked of Redis before all else, unless it is settled.
+    nowhere = settings.model_copy(
+        update={"redis_url": "redis://127.0.0.1:1/0", "require_keys": "never"}
+    )
     with serving(nowhere) as api:
         response = api.client.post("/v1/jobs", json=BODY | {"input": {"prompt": ""}})
         assert response.status_code == 422

@@ -26,7 +26,11 @@ def test_an_accepted_job_is_answered_with_its_place_and_a_fully_resolved_input(a
     assert response.headers["Location"] == f"/v1/jobs/{job['id']}"
     assert int(response.headers["Retry-After"]) >= 1
     assert job["status"] == "queued"
-    assert job["queue"] == {"position": 0}
+    assert job["queue"] == {
+        "position": 0,
+        "estimated_start_at": None,
+        "estimated_finish_at": None,
+    }
     assert job["progress"] == {"step": 0, "total_steps": 4, "percent": 0.0, "eta_seconds": None}
     assert job["input"]["prompt"] == "a red circle"
     assert job["input"]["width"] == 64

@@ -331,6 +331,10 @@ def test_device_seconds_are_shared_by_images() -> None:
     usages = [bench.sink.outcomes[job.id].usage for job in (single, triple)]
     assert [u.gpu_seconds for u in usages] == pytest.approx([2 * 1.04 / 4, 2 * 1.04 * 3 / 4])
     assert [u.steps for u in usages] == [2, 2]
+    # What estimates learn from: a step as it passed, and each job's share of it.
+    costs = [bench.sink.outcomes[job.id].costs for job in (single, triple)]
+    assert [c.step for c in costs if c] == pytest.approx([1.04, 1.04])
+    assert [c.device_step for c in costs if c] == pytest.approx([1.04 / 4, 1.04 * 3 / 4])
 
 
 def test_previews_are_small_jpegs_and_not_more_frequent_than_asked() -> None:
