@@ -84,6 +84,7 @@ class _Curve:
     def __init__(self, sizes: tuple[int, ...]) -> None:
         self._sizes = sizes
         self._rates: dict[int, deque[float]] = {size: deque(maxlen=WINDOW) for size in sizes}
+        self._measured: dict[int, float] = {}  # the median of each size with enough samples
         self._warm: set[int] = set()
         self._settled_seconds = 0.0
         self._look_up = True
@@ -95,6 +96,8 @@ class _Curve:
         if size is not None:
             if size in self._warm:
                 self._rates[size].append(images / max(seconds, 1e-9))
+                if len(self._rates[size]) >= SAMPLES:
+                    self._measured[size] = median(self._rates[size])
             self._warm.add(size)
         if self._trial is not None:
             trial, steps = self._trial
@@ -103,7 +106,7 @@ class _Curve:
         self._choose()
 
     def free(self, images: int) -> int:
-        rates = self._measured()
+        rates = self._measured
         if self.limit not in rates:
             return self.limit
         size = next((s for s in self._sizes if s >= images), None)
@@ -116,11 +119,12 @@ class _Curve:
     def shrink(self, ceiling: int) -> None:
         self._sizes = tuple(s for s in self._sizes if s <= ceiling)
         self._rates = {size: self._rates[size] for size in self._sizes}
+        self._measured = {s: rate for s, rate in self._measured.items() if s <= ceiling}
         self._trial = None
         self._choose()
 
     def _choose(self) -> None:
-        rates = self._measured()
+        rates = self._measured
         if not rates:
             self.limit = self._sizes[0]
             return
@@ -146,12 +150,10 @@ class _Curve:
             return
         self.limit = neighbour
         self._rates[neighbour].clear()
+        self._measured.pop(neighbour, None)
         self._trial = (neighbour, SAMPLES + 1)
         self._settled_seconds = 0.0
         self._look_up = not self._look_up
-
-    def _measured(self) -> dict[int, float]:
-        return {size: median(r) for size, r in self._rates.items() if len(r) >= SAMPLES}
 
 
 def _sizes_up_to(maximum: int) -> tuple[int, ...]:

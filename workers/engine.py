@@ -30,7 +30,8 @@ from workers.finish_speeds import FinishSpeeds
 from workers.inputs import InputReader
 from workers.member import RANKS, Member
 from workers.previews import Previews
-from workers.scheduler import by_urgency, open_ranks, schedule
+from workers.roster import Roster
+from workers.scheduler import leader, open_ranks, schedule
 from workers.sink import Sink
 from workers.storing import StoringQueue
 
@@ -69,9 +70,9 @@ class Engine:
         self._previews = Previews(pipelines, preview_seconds)
         self._clock = clock
         self._members: dict[str, Member] = {}
+        self._stepping, self._finished = Roster(), Roster()
         self._held: tuple[ClaimedJob, ...] = ()
         self._posted: SimpleQueue[tuple[str, Verdict]] = SimpleQueue()
-        self._arrivals = 0
         self._last_step_seconds = 0.0
         self._speeds = FinishSpeeds()
 
@@ -90,18 +91,17 @@ class Engine:
 
     def open_ranks(self) -> int:
         """Classes that may be claimed now: those whose rank is below the returned number."""
-        finished = sum(m.num_images for m in self._members.values() if not m.is_stepping)
+        ended = self._finished.num_images + self._storing.num_images
         return open_ranks(
-            [m.resident() for m in self._stepping()],
+            self._stepping,
             self._limits,
-            capacity=self._capacity - finished,
+            capacity=self._capacity - ended,
             num_ranks=len(RANKS),
         )
 
     def admit(self, job: ClaimedJob) -> None:
         """Take in a claimed job of a resident model, read its inputs and encode its prompts."""
-        self._arrivals += 1
-        member = Member(job, self._arrivals)
+        member = Member(job)
         self._members[job.execution_id] = member
         self._note_held()
         if not self._report([member], Stage.ENCODING):
@@ -109,6 +109,7 @@ class Engine:
         begun = self._run(member, partial(self._prepare, job))
         if begun is not None:
             member.begin(*begun)
+            (self._stepping if member.is_stepping else self._finished).add(member.resident())
             # Told before the first step, which may be long; also the next chance to cancel.
             self._report([member], Stage.DENOISING)
 
@@ -119,19 +120,15 @@ class Engine:
         """
         self._obey_posted()
         self._collect()
-        stepping = self._stepping()
-        batch = schedule([m.resident() for m in stepping], self._limits)
+        batch = schedule(self._stepping, self._limits)
         if batch:
-            members = [self._members[r.id] for r in batch]
-            for member in stepping:
-                member.waited = 0 if member in members else member.waited + 1
-            self._step(members)
-        finished = [m for m in self._members.values() if m.is_finished]
-        if finished:
-            chosen = self._members[by_urgency(m.resident() for m in finished)[0].id]
-            for member in finished:
-                member.waited += 1
-            self._complete(chosen)
+            self._stepping.advance(batch)
+            self._step([self._members[r.id] for r in batch])
+        finished = leader(self._finished)
+        if finished is not None:
+            self._finished.advance((finished,))
+            self._finished.discard(finished.id)
+            self._complete(self._members[finished.id])
             self._storing.linger(self._last_step_seconds)
         elif not batch:
             self._storing.pause()
@@ -141,12 +138,10 @@ class Engine:
         """Drop everything; returns the jobs, oldest first, with what they have cost."""
         dropped = [(m.job, m.usage()) for m in self._members.values()]
         self._members.clear()
+        self._stepping, self._finished = Roster(), Roster()
         self._storing.clear()
         self._note_held()
         return dropped
-
-    def _stepping(self) -> list[Member]:
-        return [m for m in self._members.values() if m.is_stepping]
 
     def _step(self, members: list[Member]) -> None:
         pipeline = self._pipelines[members[0].job.model]
@@ -164,6 +159,10 @@ class Engine:
             metrics.BATCH_SIZE.labels(members[0].job.model).observe(images)
             for member in members:
                 member.count_step(started, ended, images=images)
+        for member in members:
+            if member.is_finished:
+                self._stepping.discard(member.job.execution_id)
+                self._finished.add(member.resident())
         if members:
             self._report(members, Stage.DENOISING)
 
@@ -298,6 +297,8 @@ class Engine:
 
     def _drop(self, member: Member) -> None:
         self._members.pop(member.job.execution_id, None)
+        self._stepping.discard(member.job.execution_id)
+        self._finished.discard(member.job.execution_id)
         self._note_held()
 
     def _note_held(self) -> None:

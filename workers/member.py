@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from jobs.types import ClaimedJob, Priority, Progress, Stage, Usage
 from models.pipeline import Generation, Request
-from workers.scheduler import Resident
+from workers.roster import Resident
 
 RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 """Scheduling rank of each class, 0 the most urgent."""
@@ -30,12 +30,10 @@ class Member:
     """
 
     job: ClaimedJob
-    arrival: int
     generation: Generation | None = None
     num_images: int = 1
     num_pixels: int = 0
     stage: Stage = Stage.ENCODING
-    waited: int = 0
     device_seconds: float = 0.0
     denoise_seconds: float = 0.0
     steps_taken: int = 0
@@ -74,10 +72,8 @@ class Member:
             id=self.job.execution_id,
             batch_key=(self.job.model, self.generation.batch_key),
             rank=RANKS[self.job.priority],
-            arrival=self.arrival,
             num_images=self.num_images,
             exclusive=self.job.deterministic,
-            waited=self.waited,
         )
 
     def count_step(self, started: float, ended: float, *, images: int) -> None:
