@@ -44,6 +44,12 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_batch_images: int = Field(default=16, ge=1, le=256, description="Images in one step.")
+    waiting_state_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Device memory for jobs that wait between two steps; the state of more rests "
+        "in host memory. None: a tenth of the device's.",
+    )
     preview_seconds: float = Field(default=0.5, gt=0, description="Least time between previews.")
 
     lease_seconds: float = Field(default=6.0, gt=0)

@@ -12,16 +12,17 @@ only those that fail alone are failed; running out of memory also shrinks the ba
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
 from jobs.types import ClaimedJob, Outcome, Stage, Status, Usage, Verdict
-from models.pipeline import Generation, Pipeline, Request
+from models.pipeline import Clip, Generation, Pipeline, Request
 from workers import metrics
 from workers.batch_limits import BatchLimits
 from workers.device import Device, is_out_of_memory
@@ -29,11 +30,15 @@ from workers.failures import attempt, cancelled, failure_of
 from workers.finish_speeds import FinishSpeeds
 from workers.inputs import InputReader
 from workers.member import RANKS, Member
+from workers.parking import Parking
 from workers.previews import Previews
 from workers.roster import Roster
 from workers.scheduler import leader, open_ranks, schedule
 from workers.sink import Sink
 from workers.storing import StoringQueue
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 log = structlog.get_logger(__name__)
 
@@ -44,7 +49,8 @@ class Engine:
     """Everything resident on one device. All methods but `held` and `post` run on one thread.
 
     `capacity` bounds the images in memory (a job of several images may exceed it by those);
-    `preview_seconds` is the least time between two previews of a job; `clock` counts seconds.
+    `preview_seconds` is the least time between two previews of a job; of the device's memory
+    generations that wait may fill `waiting_bytes`; `clock` counts seconds.
     """
 
     def __init__(
@@ -58,6 +64,7 @@ class Engine:
         *,
         capacity: int,
         preview_seconds: float,
+        waiting_bytes: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pipelines = pipelines
@@ -67,6 +74,7 @@ class Engine:
         self._device = device
         self._limits = limits
         self._capacity = capacity
+        self._parking = Parking(pipelines, device, waiting_bytes)
         self._previews = Previews(pipelines, preview_seconds)
         self._clock = clock
         self._members: dict[str, Member] = {}
@@ -109,6 +117,7 @@ class Engine:
         begun = self._run(member, partial(self._prepare, job))
         if begun is not None:
             member.begin(*begun)
+            self._parking.add(member)
             (self._stepping if member.is_stepping else self._finished).add(member.resident())
             # Told before the first step, which may be long; also the next chance to cancel.
             self._report([member], Stage.DENOISING)
@@ -123,7 +132,9 @@ class Engine:
         batch = schedule(self._stepping, self._limits)
         if batch:
             self._stepping.advance(batch)
-            self._step([self._members[r.id] for r in batch])
+            members = [self._members[r.id] for r in batch]
+            self._parking.settle(members)
+            self._step(members)
         finished = leader(self._finished)
         if finished is not None:
             self._finished.advance((finished,))
@@ -136,12 +147,14 @@ class Engine:
 
     def evict(self) -> list[tuple[ClaimedJob, Usage]]:
         """Drop everything; returns the jobs, oldest first, with what they have cost."""
-        dropped = [(m.job, m.usage()) for m in self._members.values()]
+        dropped = [*self._members.values()]
         self._members.clear()
         self._stepping, self._finished = Roster(), Roster()
+        for member in dropped:
+            self._parking.discard(member)
         self._storing.clear()
         self._note_held()
-        return dropped
+        return [(m.job, m.usage()) for m in dropped]
 
     def _step(self, members: list[Member]) -> None:
         pipeline = self._pipelines[members[0].job.model]
@@ -174,8 +187,13 @@ class Engine:
         return request, generation
 
     def _advance(self, pipeline: Pipeline, members: Sequence[Member]) -> None:
+        self._parking.fetch(members)
         pipeline.step([m.generation for m in members if m.generation is not None])
         self._device.synchronize()
+
+    def _decode(self, member: Member, generation: Generation) -> list[Image] | Clip:
+        self._parking.fetch([member])
+        return self._pipelines[member.job.model].decode(generation)
 
     def _step_apart(
         self, pipeline: Pipeline, members: list[Member], error: Exception
@@ -183,6 +201,7 @@ class Engine:
         """After a batch raised `error`: step every member alone; returns those that could."""
         images = sum(m.num_images for m in members)
         if is_out_of_memory(error):
+            self._parking.clear(members)
             self._device.release_memory()
             self._limits.shrink(members[0].resident().batch_key, images)
         elif len(members) == 1:
@@ -191,6 +210,8 @@ class Engine:
         log.warning("batch failed, trying its members one by one", images=images, error=str(error))
         stepped = []
         for member in members:
+            if is_out_of_memory(error):
+                self._parking.clear([member])
             started = self._clock()
             own_error = attempt(partial(self._advance, pipeline, [member]))
             if isinstance(own_error, Exception):
@@ -212,11 +233,12 @@ class Engine:
         if not bool(generation.latents.isfinite().all()):
             self._fail(member, Stage.DENOISING, ArithmeticError("the latents are not finite"))
             return
-        media = self._run(member, lambda: self._pipelines[model].decode(generation))
+        media = self._run(member, partial(self._decode, member, generation))
         if media is None or not self._report([member], Stage.STORING):
             return
         # The latents and all that was computed for them need no longer take memory.
         member.generation = None
+        self._parking.discard(member)
         self._storing.put(member, media, decoding_since=started)
 
     def _collect(self) -> None:
@@ -234,11 +256,12 @@ class Engine:
     def _run(self, member: Member, work: Callable[[], T]) -> T | None:
         """The result of one stage of one job; None after it failed and the job with it.
 
-        Out of memory, it is tried once more with all caches emptied.
+        Out of memory, it is tried once more with all caches emptied and all others moved out.
         """
         started = self._clock()
         result = attempt(work)
         if isinstance(result, Exception) and is_out_of_memory(result):
+            self._parking.clear([member])
             self._device.release_memory()
             result = attempt(work)
         if isinstance(result, Exception):
@@ -299,6 +322,7 @@ class Engine:
         self._members.pop(member.job.execution_id, None)
         self._stepping.discard(member.job.execution_id)
         self._finished.discard(member.job.execution_id)
+        self._parking.discard(member)
         self._note_held()
 
     def _note_held(self) -> None:

@@ -38,6 +38,8 @@ from workers.device import Device, DeviceLost
 from workers.engine import Engine
 from workers.heartbeat import Heartbeat, Pulse
 from workers.inputs import InputReader
+from workers.memory_ceilings import MemoryCeilings
+from workers.parking import default_budget
 from workers.residency import Residents
 from workers.results import ResultWriter
 from workers.steady_sink import PAUSE_SECONDS, SteadySink
@@ -125,6 +127,10 @@ class Worker:
             self._sign(lambda: self._lease.announce(self._describe()))
             return EXIT_NO_MODEL
         blobs = FileBlobStore(self._settings.blob_dir)
+        ceilings = MemoryCeilings(
+            self._settings.data_dir / "memory_ceilings.json", self._device.model_name
+        )
+        waiting = self._settings.waiting_state_bytes
         self._engine = Engine(
             residents.pipelines,
             self._sink,
@@ -136,9 +142,10 @@ class Worker:
                 clock=time.monotonic,
             ),
             self._device,
-            BatchLimits(self._settings.max_batch_images),
+            BatchLimits(self._settings.max_batch_images, ceilings),
             capacity=2 * self._settings.max_batch_images,
             preview_seconds=self._settings.preview_seconds,
+            waiting_bytes=default_budget(self._device) if waiting is None else waiting,
         )
         self._state = "serving"
         self._heartbeat.hurry()

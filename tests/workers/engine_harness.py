@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -174,6 +175,8 @@ class Bench:
         storing_seconds: float = 300.0,
         inputs: Path = Path("nowhere"),
         spec_of: Callable[[str], ModelSpec] = fake_spec,
+        waiting_bytes: float = math.inf,
+        limits: BatchLimits | None = None,
     ) -> None:
         self.clock = Clock()
         self.sink = MemorySink()
@@ -197,9 +200,10 @@ class Bench:
                 clock=self.clock,
             ),
             CPU,
-            BatchLimits(max_batch_images),
+            limits or BatchLimits(max_batch_images),
             capacity=2 * max_batch_images,
             preview_seconds=preview_seconds,
+            waiting_bytes=waiting_bytes,
             clock=self.clock,
         )
 
