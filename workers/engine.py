@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from jobs.types import ClaimedJob, Outcome, Stage, Status, Usage, Verdict
+from jobs.types import ClaimedJob, ModelLoad, Outcome, Stage, Status, Usage, Verdict
 from models.pipeline import Clip, Generation, Pipeline, Request
 from workers import metrics
 from workers.batch_limits import BatchLimits
@@ -107,11 +107,43 @@ class Engine:
             num_ranks=len(RANKS),
         )
 
+    def seconds_left(self) -> dict[str, float]:
+        """Models with jobs here, each with how long its steps will take as far as measured."""
+        left: dict[str, float] = {}
+        for member in self._members.values():
+            model = member.job.model
+            left[model] = max(left.get(model, 0.0), member.denoise_seconds_left)
+        return left
+
+    def expect(self, job: ClaimedJob, load: ModelLoad) -> None:
+        """Take in a claimed job whose model is yet to be loaded; it is told about that."""
+        member = Member(job)
+        self._members[job.execution_id] = member
+        self._note_held()
+        self._report([member], Stage.LOADING, load)
+
+    def admit_expected(self) -> None:
+        """Go on with those expected jobs that are still wanted: their model is resident now."""
+        self._obey_posted()
+        for member in [m for m in self._members.values() if m.stage is Stage.LOADING]:
+            self._encode(member)
+
+    def give_up_expected(self) -> list[tuple[ClaimedJob, Usage]]:
+        """Drop the expected jobs, whose model cannot be loaded; returns them with their cost."""
+        expected = [m for m in self._members.values() if m.stage is Stage.LOADING]
+        for member in expected:
+            self._drop(member)
+        return [(m.job, m.usage()) for m in expected]
+
     def admit(self, job: ClaimedJob) -> None:
         """Take in a claimed job of a resident model, read its inputs and encode its prompts."""
         member = Member(job)
         self._members[job.execution_id] = member
         self._note_held()
+        self._encode(member)
+
+    def _encode(self, member: Member) -> None:
+        job = member.job
         if not self._report([member], Stage.ENCODING):
             return
         begun = self._run(member, partial(self._prepare, job))
@@ -272,7 +304,9 @@ class Engine:
         member.device_seconds += seconds
         return result
 
-    def _report(self, members: Sequence[Member], stage: Stage) -> bool:
+    def _report(
+        self, members: Sequence[Member], stage: Stage, load: ModelLoad | None = None
+    ) -> bool:
         """One round trip for all of `members`; True if any may go on."""
         now = self._clock()
         verdicts = self._sink.report(
@@ -282,6 +316,7 @@ class Engine:
                     now,
                     preview=self._previews.of(m, now),
                     seconds_after=self._speeds.seconds_after(m),
+                    load=load,
                 )
                 for m in members
             ]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jobs.types import ClaimedJob, Priority, Progress, Stage, Usage
+from jobs.types import ClaimedJob, ModelLoad, Priority, Progress, Stage, Usage
 from models.pipeline import Generation, Request
 from workers.roster import Resident
 
@@ -65,6 +65,13 @@ class Member:
         """True between the last step and decoding."""
         return self.generation is not None and self.generation.is_done
 
+    @property
+    def denoise_seconds_left(self) -> float:
+        """Seconds until the last step at the pace so far; 0 before the first."""
+        if self.generation is None or self.step_interval is None:
+            return 0.0
+        return (self.total_steps - self.generation.step_index) * self.step_interval
+
     def resident(self) -> Resident:
         """The scheduler's view. Only for members with a generation."""
         assert self.generation is not None
@@ -90,12 +97,19 @@ class Member:
         self.last_step_at = ended
 
     def progress(
-        self, stage: Stage, now: float, *, preview: bytes | None, seconds_after: float
+        self,
+        stage: Stage,
+        now: float,
+        *,
+        preview: bytes | None,
+        seconds_after: float,
+        load: ModelLoad | None = None,
     ) -> Progress:
         """The report of this moment; it asks for an event only when one is due.
 
         The ETA is the measured interval between own steps times the steps left, plus
-        `seconds_after` for what follows the last one; absent before the first step.
+        `seconds_after` for what follows the last one; absent before the first step. `load` is the
+        loading that the job waits for.
         """
         step = 0 if self.generation is None else self.generation.step_index
         eta = None
@@ -119,6 +133,7 @@ class Member:
             eta_seconds=eta,
             preview=preview,
             event=is_due,
+            load=load,
         )
 
     def usage(self) -> Usage:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -17,6 +16,7 @@ from models.wan.umt5_config import EMBEDDING
 from models.wan.umt5_names import UNUSED, to_transformers
 from models.weights.gguf.header import open_header
 from models.weights.gguf.inspection import memory_by_residency
+from models.weights.host_memory import available_host_bytes
 from models.weights.packed.fp8_linear import supports_fp8
 from models.weights.residency import Plan, choose_residency
 from models.weights.safetensors_folder import weight_files
@@ -43,7 +43,7 @@ def plan_placement(
     tokens //= math.prod(config.patch_size)
     live = _LIVE_CHANNELS * config.dim + 2 * config.ffn_dim
     on_cuda = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if on_cuda else _free_host_bytes()
+    free = torch.cuda.mem_get_info(device)[0] if on_cuda else available_host_bytes()
     beside = _text_encoder_bytes(checkpoint.text_encoder, dtype, spec.variant)
     beside += _stored_bytes(checkpoint.autoencoder)
     try:
@@ -109,15 +109,3 @@ def _is_on_device(name: str) -> bool:
 def _stored_bytes(path: Path) -> int:
     files = path.glob("*.safetensors") if path.is_dir() else (path,)
     return sum(file.stat().st_size for file in files)
-
-
-def _free_host_bytes() -> int:
-    """Memory that can be taken without swapping, counting what caches would give back."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    return int(line.split()[1]) * 1024
-    except OSError:
-        pass
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,12 +1,14 @@
 """What a worker process of these tests runs: a real worker over fake pipelines.
 
 A model whose id starts with `damaged` fails to load as a damaged checkpoint would; one whose id
-starts with `clips` makes clips.
+starts with `clips` makes clips; one whose id starts with `large` takes `LARGE_BYTES` and, after the
+first of them, `LOAD_SECONDS` to load.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 
 from fake_pipeline import FakeClipPipeline, FakePipeline, fake_clip_spec, fake_spec
@@ -16,17 +18,29 @@ from config.settings import Settings
 from models.errors import CheckpointError
 from workers.process import run_worker
 
+LARGE_BYTES = 1000
+LOAD_SECONDS = 2.5
+
 
 def work(settings: Settings, step_seconds: float, models: Sequence[str]) -> None:
+    loaded: list[str] = []
+
     def load(spec: ModelSpec, *, device: object, dtype: object) -> FakePipeline:
         if spec.id.startswith("damaged"):
             raise CheckpointError(
                 f"{spec.source}/vae/model.safetensors: tensor decoder.weight is cut off"
             )
+        if spec.id.startswith("large") and loaded:
+            time.sleep(LOAD_SECONDS)
+        loaded.append(spec.id)
         kind = FakeClipPipeline if spec.task == "video" else FakePipeline
         return kind(spec, seconds=lambda images: step_seconds)
 
-    sys.exit(run_worker(settings, [spec_of(model) for model in models], load=load))
+    def weigh(spec: ModelSpec) -> int:
+        return LARGE_BYTES if spec.id.startswith("large") else 0
+
+    specs = [spec_of(model) for model in models]
+    sys.exit(run_worker(settings, specs, load=load, weigh=weigh))
 
 
 def spec_of(model: str) -> ModelSpec:

@@ -202,7 +202,7 @@ def test_another_pipeline_is_refused(wan_copy: Path):
 
 
 def test_weights_that_do_not_fit_the_memory_are_refused_with_the_numbers(plain_folder, monkeypatch):
-    monkeypatch.setattr("models.wan.placement._free_host_bytes", lambda: 1000)
+    monkeypatch.setattr("models.wan.placement.available_host_bytes", lambda: 1000)
     with pytest.raises(CheckpointError, match=r"Tiny_VACE-Q8_0\.gguf: packed weights take"):
         load(plain_folder)
 
