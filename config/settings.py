@@ -50,6 +50,27 @@ class Settings(BaseSettings):
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     max_batch_images: int = Field(default=16, ge=1, le=256, description="Images in one step.")
+    model_memory_bytes: int | None = Field(
+        default=None,
+        ge=1,
+        description="Device memory for models; those that do not fit are loaded when jobs wait for "
+        "them, in place of idle ones. None: eight tenths of what is free at the start.",
+    )
+    model_switch_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        description="A busy worker loads another model for jobs that have waited so long, and no "
+        "sooner than so long after the last time.",
+    )
+    load_timeout_seconds: float = Field(
+        default=1800.0, gt=0, description="A worker that loads a model for longer exits."
+    )
+    waiting_state_bytes: int | None = Field(
+        default=None,
+        ge=0,
+        description="Device memory for jobs that wait between two steps; the state of more rests "
+        "in host memory. None: a tenth of the device's.",
+    )
     preview_seconds: float = Field(default=0.5, gt=0, description="Least time between previews.")
 
     lease_seconds: float = Field(default=6.0, gt=0)

@@ -157,7 +157,7 @@ def _await_model(
         if client.readiness().workers:
             last_worker = now
             residency = client.model(model_id).residency
-            if residency.state == "resident":
+            if residency.state in ("resident", "on_demand"):
                 return
             if residency.state == "unavailable":
                 raise CommandError(f"{model_id} cannot be loaded: {residency.error}")

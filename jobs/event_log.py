@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.rq_record import FROM_RQ, public_outputs
@@ -81,7 +81,10 @@ def progress_fragment(update: Progress) -> str:
         "percent": round(percent, 1),
         "eta_seconds": None if update.eta_seconds is None else round(update.eta_seconds, 3),
     }
-    return f',"progress":{json.dumps(progress)}'
+    fragment = f',"progress":{json.dumps(progress)}'
+    if update.load is not None:
+        fragment += f',"loading":{json.dumps(asdict(update.load))}'
+    return fragment
 
 
 def preview_fragment(update: Progress) -> str:

@@ -147,6 +147,20 @@ class LeaseClient:
                 claimed.append(job)
         return claimed
 
+    def oldest_waiting(self, models: Collection[str]) -> dict[str, float]:
+        """Seconds for which the oldest job at the head of a queue of each model has waited.
+
+        Models without a waiting job are left out. Raises `StoreUnavailable` at once when Redis is
+        away: nobody waits for this answer.
+        """
+        depths = self._retry(lambda: scripts.run(self._main, scripts.STATS, []), 0)
+        oldest: dict[str, float] = {}
+        for name, _, _, age in depths:
+            model = keys.split_queue_name(name.decode())[0]
+            if model in models and age:
+                oldest[model] = max(oldest.get(model, 0.0), float(age))
+        return oldest
+
     def wait_for_work(self, models: Sequence[str], timeout: float) -> None:
         """Returns when a job may be waiting: at the doorbell, or after `timeout` (at most 1 s)."""
         wait = min(timeout, DOORBELL_SECONDS)

@@ -212,8 +212,16 @@ class ClaimedJob:
 
 
 @dataclass(frozen=True)
+class ModelLoad:
+    """The loading that a job waits for: its bytes and seconds, these None until measured."""
+
+    bytes: int
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True)
 class Progress:
-    """One report about a claimed job. `preview` is an encoded JPEG.
+    """One report about a claimed job. `preview` is an encoded JPEG, `load` given while loading.
 
     Without `event` it fences, extends the lease and brings the verdict, but tells no watcher.
     """
@@ -225,6 +233,7 @@ class Progress:
     eta_seconds: float | None = None
     preview: bytes | None = None
     event: bool = True
+    load: ModelLoad | None = None
 
 
 class Verdict(StrEnum):

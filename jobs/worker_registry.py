@@ -35,6 +35,9 @@ class WorkerInfo(BaseModel):
     device: str
     dtype: str
     models: tuple[str, ...] = Field(default=(), description="Ids resident and served.")
+    on_demand: tuple[str, ...] = Field(
+        default=(), description="Ids served but loaded only when jobs wait for them."
+    )
     residency: dict[str, str] = Field(
         default_factory=dict,
         description="How each model's weights rest in memory, by id: packed, fp8 or a dtype.",
@@ -53,7 +56,8 @@ class WorkerInfo(BaseModel):
 
 def announce(redis: Redis, info: WorkerInfo) -> None:
     """Writes or refreshes the worker; to be called well within every 30 s."""
-    queues = [keys.queue_name(model, priority) for model in info.models for priority in Priority]
+    served = (*info.models, *info.on_demand)
+    queues = [keys.queue_name(model, priority) for model in served for priority in Priority]
     key = keys.worker(info.name)
     pipeline = redis.pipeline(transaction=True)
     pipeline.hset(

@@ -34,6 +34,16 @@ def load(spec: ModelSpec, *, device: torch.device, dtype: torch.dtype) -> Pipeli
     return SanaPipeline.load(spec, device=device, dtype=dtype)
 
 
+def weight_bytes(spec: ModelSpec) -> int:
+    """Bytes of the weight files of `spec`: about what it takes in memory, before it is loaded.
+
+    Too much for a folder with several variants, too little where 16-bit files become float32.
+    Raises CheckpointError when a part is missing.
+    """
+    parts = [path for part in weights_of(spec) for path in (part, *part.rglob("*"))]
+    return sum(path.stat().st_size for path in parts if path.suffix in (".safetensors", ".gguf"))
+
+
 def weights_of(spec: ModelSpec) -> tuple[Path, ...]:
     """The files and folders that `load` reads the weights of `spec` from.
 

@@ -17,6 +17,7 @@ from config.model_spec import ModelSpec
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor
@@ -142,6 +143,22 @@ class Generation(ABC):
         """True when every denoise step has been taken and the latents can be decoded."""
         return self.step_index >= self.num_steps
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors it holds."""
+        from models.tensor_tree import tensors_in
+
+        return sum(tensor.nbytes for tensor in tensors_in(vars(self)))
+
+    def to(self, device: torch.device | str) -> None:
+        """Move every tensor it holds to `device`, in place; no bit changes.
+
+        A generation steps only on its pipeline's device. Unchanged if anything raises.
+        """
+        from models.tensor_tree import moved
+
+        vars(self).update(moved(vars(self), device))
+
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors (safetensors-writable) from which `load_state_dict` continues."""
@@ -186,6 +203,12 @@ class Pipeline(Protocol):
         """Advance every member by one denoise step, in place.
 
         All members share one `batch_key` and none is done. If it raises, no member has advanced.
+        """
+
+    def drop_batch(self) -> None:
+        """Let go of what is kept on the device for the batch that stepped last.
+
+        The next step makes it anew. To be called when a generation has been moved away.
         """
 
     def preview(self, generation: Generation) -> list[Image]:

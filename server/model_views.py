@@ -49,12 +49,16 @@ def _parameters(spec: ModelSpec) -> dict[str, IntParameter | FloatParameter]:
 
 
 def residency(model_id: str, workers: Sequence[WorkerInfo]) -> Residency:
-    """Resident if any worker holds the model; else loading if one may yet; else unavailable."""
+    """Resident if any worker holds the model; else whether one would load it for a job, or is
+    about to; else unavailable.
+    """
     holders = [worker for worker in workers if model_id in worker.models]
     error = next((w.model_errors[model_id] for w in workers if model_id in w.model_errors), None)
     if holders:
         mode = holders[0].residency.get(model_id)
         return Residency(state="resident", mode=mode, workers=len(holders), error=error)
+    if any(model_id in worker.on_demand for worker in workers):
+        return Residency(state="on_demand", workers=0, error=error)
     if any(w.state == "starting" and model_id not in w.model_errors for w in workers):
         return Residency(state="loading", workers=0, error=error)
     return Residency(state="unavailable", workers=0, error=error or "No live worker serves it.")

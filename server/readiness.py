@@ -40,7 +40,7 @@ async def readiness(services: Services) -> Readiness:
         status="unavailable" if reasons else "ready",
         reasons=reasons,
         workers=len(workers),
-        models=sorted({model for worker in workers for model in worker.models}),
+        models=sorted({model for w in workers for model in (*w.models, *w.on_demand)}),
     )
 
 
@@ -60,7 +60,7 @@ def reasons_against(
             reasons.append(_reason("no_worker", worker, silence))
         elif worker.state == "draining":
             reasons.append(_reason("no_worker", worker, "is draining"))
-        elif worker.state == "starting" or not worker.models:
+        elif worker.state == "starting" or not (worker.models or worker.on_demand):
             why = "; ".join(f"{m}: {e}" for m, e in sorted(worker.model_errors.items()))
             reasons.append(_reason("no_model", worker, why or "is still loading its models"))
         elif worker.state == "busy" and now - _last_sign(worker) > patience:

@@ -193,6 +193,13 @@ class Preview(PublicModel):
     step: int
 
 
+class ModelLoading(PublicModel):
+    """The loading of a model that a job waits for."""
+
+    bytes: int = Field(description="Size of what is loaded.")
+    eta_seconds: float | None = Field(description="From the event on; null until measured.")
+
+
 class JobEvent(PublicModel):
     """The `data` of a server-sent event; its `event` field is `type`, its `id` resumes after it."""
 
@@ -206,6 +213,9 @@ class JobEvent(PublicModel):
     created_at: Time = Field(description="When it happened.")
     worker: str | None = Field(default=None, description="job.started: who took the job.")
     progress: JobProgress | None = Field(default=None, description="job.progress")
+    loading: ModelLoading | None = Field(
+        default=None, description="job.progress in the stage `loading`: the model is not resident."
+    )
     preview: Preview | None = Field(default=None, description="job.preview")
     cause: str | None = Field(
         default=None,
@@ -278,7 +288,9 @@ class FileList(PublicModel):
 class Residency(PublicModel):
     """Whether some worker has the model in memory."""
 
-    state: Literal["resident", "loading", "unavailable"]
+    state: Literal["resident", "on_demand", "loading", "unavailable"] = Field(
+        description="`on_demand`: a worker loads it when jobs wait for it."
+    )
     mode: str | None = Field(
         default=None,
         description="How the weights rest in memory: `packed` as in a quantised file, `fp8`, or "

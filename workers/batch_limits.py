@@ -3,7 +3,8 @@
 Whether a larger batch pays depends on model, size and device: an overhead-bound step gains several
 times, a compute-bound one nothing, and past the last-level cache throughput falls. `BatchLimits` is
 fed with every step's (key, images, seconds), climbs the sizes 1, 2, 4, 8 ... while the images per
-second hold up, and from then on answers with the best size seen. It does no I/O and reads no clock.
+second hold up, and from then on answers with the best size seen. It does no I/O and reads no clock;
+what ran out of memory it hands to its `Ceilings`, which may remember for longer.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Hashable
 from statistics import median
+from typing import Protocol
 
 SAMPLES = 3
 """Steps at a size before it counts as measured (the very first, a warm-up, is thrown away)."""
@@ -34,18 +36,30 @@ MAX_KEYS = 512
 """Batch keys remembered; the least recently used is forgotten first."""
 
 
+class Ceilings(Protocol):
+    """What ran out of memory before; `workers.memory_ceilings.MemoryCeilings` keeps it on disk."""
+
+    def of(self, key: Hashable) -> int | None:
+        """The most images that may be tried for a key, None for any number."""
+
+    def lower(self, key: Hashable, images: int) -> None:
+        """Allow at most `images` from now on."""
+
+
 class BatchLimits:
     """The best images per step for every batch key, learnt from the steps taken.
 
-    `maximum` bounds every answer, at least 1. With a stationary device the throughput over a long
-    saturated run stays within 3 % of one image at a time or better, the cost of exploring included,
-    as long as doubling a batch at most halves the images per second.
+    `maximum` bounds every answer, at least 1, and so do `ceilings` from before. With a stationary
+    device the throughput over a long saturated run stays within 3 % of one image at a time or
+    better, the cost of exploring included, as long as doubling a batch at most halves the images
+    per second.
     """
 
-    def __init__(self, maximum: int) -> None:
+    def __init__(self, maximum: int, ceilings: Ceilings | None = None) -> None:
         if maximum < 1:
             raise ValueError(f"maximum is {maximum}; it must be at least 1")
         self._sizes = _sizes_up_to(maximum)
+        self._ceilings = ceilings
         self._curves: OrderedDict[Hashable, _Curve] = OrderedDict()
 
     def observe(self, key: Hashable, images: int, seconds: float) -> None:
@@ -67,11 +81,15 @@ class BatchLimits:
         """Fill batches to at most half of `images` from now on: that many ran out of memory."""
         if images > 1:
             self._curve(key).shrink(images // 2)
+            if self._ceilings is not None:
+                self._ceilings.lower(key, images // 2)
 
     def _curve(self, key: Hashable) -> _Curve:
         curve = self._curves.get(key)
         if curve is None:
-            curve = self._curves[key] = _Curve(self._sizes)
+            ceiling = None if self._ceilings is None else self._ceilings.of(key)
+            sizes = tuple(s for s in self._sizes if ceiling is None or s <= ceiling)
+            curve = self._curves[key] = _Curve(sizes)
             if len(self._curves) > MAX_KEYS:
                 self._curves.popitem(last=False)
         self._curves.move_to_end(key)
@@ -84,6 +102,7 @@ class _Curve:
     def __init__(self, sizes: tuple[int, ...]) -> None:
         self._sizes = sizes
         self._rates: dict[int, deque[float]] = {size: deque(maxlen=WINDOW) for size in sizes}
+        self._measured: dict[int, float] = {}  # the median of each size with enough samples
         self._warm: set[int] = set()
         self._settled_seconds = 0.0
         self._look_up = True
@@ -95,6 +114,8 @@ class _Curve:
         if size is not None:
             if size in self._warm:
                 self._rates[size].append(images / max(seconds, 1e-9))
+                if len(self._rates[size]) >= SAMPLES:
+                    self._measured[size] = median(self._rates[size])
             self._warm.add(size)
         if self._trial is not None:
             trial, steps = self._trial
@@ -103,7 +124,7 @@ class _Curve:
         self._choose()
 
     def free(self, images: int) -> int:
-        rates = self._measured()
+        rates = self._measured
         if self.limit not in rates:
             return self.limit
         size = next((s for s in self._sizes if s >= images), None)
@@ -116,11 +137,12 @@ class _Curve:
     def shrink(self, ceiling: int) -> None:
         self._sizes = tuple(s for s in self._sizes if s <= ceiling)
         self._rates = {size: self._rates[size] for size in self._sizes}
+        self._measured = {s: rate for s, rate in self._measured.items() if s <= ceiling}
         self._trial = None
         self._choose()
 
     def _choose(self) -> None:
-        rates = self._measured()
+        rates = self._measured
         if not rates:
             self.limit = self._sizes[0]
             return
@@ -146,12 +168,10 @@ class _Curve:
             return
         self.limit = neighbour
         self._rates[neighbour].clear()
+        self._measured.pop(neighbour, None)
         self._trial = (neighbour, SAMPLES + 1)
         self._settled_seconds = 0.0
         self._look_up = not self._look_up
-
-    def _measured(self) -> dict[int, float]:
-        return {size: median(r) for size, r in self._rates.items() if len(r) >= SAMPLES}
 
 
 def _sizes_up_to(maximum: int) -> tuple[int, ...]:

@@ -111,6 +111,16 @@ class Device:
 
             torch.cuda.empty_cache()
 
+    def free_bytes(self) -> int:
+        """Memory that models and generations may still take, on the device they are on."""
+        if self.is_cuda:
+            import torch
+
+            return int(torch.cuda.mem_get_info(self.name)[0])
+        from models.weights.host_memory import free_host_bytes
+
+        return free_host_bytes()
+
     def memory_bytes(self) -> dict[str, int]:
         """Device memory by kind: allocated, reserved, peak, total. Empty on the CPU."""
         if not self.is_cuda:

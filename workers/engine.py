@@ -13,16 +13,17 @@ only those that fail alone are failed; running out of memory also shrinks the ba
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import structlog
 
-from jobs.types import ClaimedJob, Outcome, Stage, Status, Usage, Verdict
+from jobs.types import ClaimedJob, ModelLoad, Outcome, Stage, Status, Usage, Verdict
 from models.errors import Cancelled
-from models.pipeline import Generation, KeepGoing, Pipeline, Request
+from models.pipeline import Clip, Generation, KeepGoing, Pipeline, Request
 from workers import metrics
 from workers.batch_limits import BatchLimits
 from workers.checkpoints import Checkpoints
@@ -31,10 +32,15 @@ from workers.failures import attempt, cancelled, failure_of
 from workers.finish_speeds import FinishSpeeds
 from workers.inputs import InputReader
 from workers.member import RANKS, Member
+from workers.parking import Parking
 from workers.previews import Previews
-from workers.scheduler import by_urgency, open_ranks, schedule
+from workers.roster import Roster
+from workers.scheduler import leader, open_ranks, schedule
 from workers.sink import Sink
 from workers.storing import StoringQueue
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 log = structlog.get_logger(__name__)
 
@@ -45,8 +51,9 @@ class Engine:
     """Everything resident on one device. All methods but `held` and `post` run on one thread.
 
     `capacity` bounds the images in memory (a job of several images may exceed it by those);
-    `preview_seconds` is the least time between two previews of a job; `alive` is called whenever
-    a piece of longer work got done; `clock` counts seconds.
+    `preview_seconds` is the least time between two previews of a job; of the device's memory
+    generations that wait may fill `waiting_bytes`; `alive` is called whenever a piece of longer
+    work got done; `clock` counts seconds.
     """
 
     def __init__(
@@ -62,6 +69,7 @@ class Engine:
         capacity: int,
         preview_seconds: float,
         alive: Callable[[], None] = lambda: None,
+        waiting_bytes: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pipelines = pipelines
@@ -72,14 +80,15 @@ class Engine:
         self._device = device
         self._limits = limits
         self._capacity = capacity
+        self._parking = Parking(pipelines, device, waiting_bytes)
         self._previews = Previews(pipelines, preview_seconds)
         self._alive = alive
         self._clock = clock
         self._is_draining = False
         self._members: dict[str, Member] = {}
+        self._stepping, self._finished = Roster(), Roster()
         self._held: tuple[ClaimedJob, ...] = ()
         self._posted: dict[str, Verdict] = {}
-        self._arrivals = 0
         self._last_step_seconds = 0.0
         self._speeds = FinishSpeeds()
 
@@ -101,20 +110,51 @@ class Engine:
 
     def open_ranks(self) -> int:
         """Classes that may be claimed now: those whose rank is below the returned number."""
-        finished = sum(m.num_images for m in self._members.values() if not m.is_stepping)
+        ended = self._finished.num_images + self._storing.num_images
         return open_ranks(
-            [m.resident() for m in self._stepping()],
+            self._stepping,
             self._limits,
-            capacity=self._capacity - finished,
+            capacity=self._capacity - ended,
             num_ranks=len(RANKS),
         )
 
-    def admit(self, job: ClaimedJob) -> None:
-        """Take in a claimed job of a resident model, read its inputs and encode its prompts."""
-        self._arrivals += 1
-        member = Member(job, self._arrivals)
+    def seconds_left(self) -> dict[str, float]:
+        """Models with jobs here, each with how long its steps will take as far as measured."""
+        left: dict[str, float] = {}
+        for member in self._members.values():
+            model = member.job.model
+            left[model] = max(left.get(model, 0.0), member.denoise_seconds_left)
+        return left
+
+    def expect(self, job: ClaimedJob, load: ModelLoad) -> None:
+        """Take in a claimed job whose model is yet to be loaded; it is told about that."""
+        member = Member(job)
         self._members[job.execution_id] = member
         self._note_held()
+        self._report([member], Stage.LOADING, load)
+
+    def admit_expected(self) -> None:
+        """Go on with those expected jobs that are still wanted: their model is resident now."""
+        self._obey_posted()
+        for member in [m for m in self._members.values() if m.stage is Stage.LOADING]:
+            self._encode(member)
+
+    def give_up_expected(self) -> list[tuple[ClaimedJob, Usage]]:
+        """Drop the expected jobs, whose model cannot be loaded; returns them with their cost."""
+        expected = [m for m in self._members.values() if m.stage is Stage.LOADING]
+        for member in expected:
+            self._drop(member)
+        return [(m.job, m.usage()) for m in expected]
+
+    def admit(self, job: ClaimedJob) -> None:
+        """Take in a claimed job of a resident model, read its inputs and encode its prompts."""
+        member = Member(job)
+        self._members[job.execution_id] = member
+        self._note_held()
+        self._encode(member)
+
+    def _encode(self, member: Member) -> None:
+        job = member.job
         if not self._report([member], Stage.ENCODING):
             return
         begun = self._run(member, partial(self._prepare, member))
@@ -122,6 +162,8 @@ class Engine:
             member.begin(*begun)
             if (cause := self._checkpoints.resume(member)) is not None:
                 self._sink.restarted(job, cause)
+            self._parking.add(member)
+            (self._stepping if member.is_stepping else self._finished).add(member.resident())
             # Told before the first step, which may be long; also the next chance to cancel.
             self._report([member], Stage.DENOISING)
 
@@ -132,19 +174,17 @@ class Engine:
         """
         self._obey_posted()
         self._collect()
-        stepping = self._stepping()
-        batch = schedule([m.resident() for m in stepping], self._limits)
+        batch = schedule(self._stepping, self._limits)
         if batch:
+            self._stepping.advance(batch)
             members = [self._members[r.id] for r in batch]
-            for member in stepping:
-                member.waited = 0 if member in members else member.waited + 1
+            self._parking.settle(members)
             self._step(members)
-        finished = [m for m in self._members.values() if m.is_finished]
-        if finished:
-            chosen = self._members[by_urgency(m.resident() for m in finished)[0].id]
-            for member in finished:
-                member.waited += 1
-            self._complete(chosen)
+        finished = leader(self._finished)
+        if finished is not None:
+            self._finished.advance((finished,))
+            self._finished.discard(finished.id)
+            self._complete(self._members[finished.id])
             self._storing.linger(self._last_step_seconds)
         elif not batch:
             self._storing.pause()
@@ -175,9 +215,6 @@ class Engine:
             self._storing.clear()
         return [(m.job, m.usage()) for m in dropped]
 
-    def _stepping(self) -> list[Member]:
-        return [m for m in self._members.values() if m.is_stepping]
-
     def _step(self, members: list[Member]) -> None:
         pipeline = self._pipelines[members[0].job.model]
         key = members[0].resident().batch_key
@@ -199,6 +236,10 @@ class Engine:
             metrics.BATCH_SIZE.labels(members[0].job.model).observe(images)
             for member in members:
                 member.count_step(started, ended, images=images)
+        for member in members:
+            if member.is_finished:
+                self._stepping.discard(member.job.execution_id)
+                self._finished.add(member.resident())
         if members:
             self._report(members, Stage.DENOISING)
         now = self._clock()
@@ -217,9 +258,14 @@ class Engine:
         return request, generation
 
     def _advance(self, pipeline: Pipeline, members: Sequence[Member]) -> None:
+        self._parking.fetch(members)
         batch = [m.generation for m in members if m.generation is not None]
         pipeline.step(batch, self._keep_going(*members))
         self._device.synchronize()
+
+    def _decode(self, member: Member, generation: Generation) -> list[Image] | Clip:
+        self._parking.fetch([member])
+        return self._pipelines[member.job.model].decode(generation, self._keep_going(member))
 
     def _keep_going(self, *members: Member) -> KeepGoing:
         """For work that only `members` want: leaves it once none of them does any more."""
@@ -237,6 +283,7 @@ class Engine:
         """After a batch raised `error`: step every member alone; returns those that could."""
         images = sum(m.num_images for m in members)
         if is_out_of_memory(error):
+            self._parking.clear(members)
             self._device.release_memory()
             self._limits.shrink(members[0].resident().batch_key, images)
         elif len(members) == 1:
@@ -245,6 +292,8 @@ class Engine:
         log.warning("batch failed, trying its members one by one", images=images, error=str(error))
         stepped = []
         for member in members:
+            if is_out_of_memory(error):
+                self._parking.clear([member])
             started = self._clock()
             own_error = attempt(partial(self._advance, pipeline, [member]))
             if isinstance(own_error, Exception):
@@ -268,12 +317,12 @@ class Engine:
             return
         if self._is_draining:
             self._checkpoints.save([member], timeout=0.0)
-        decode = partial(self._pipelines[model].decode, generation, self._keep_going(member))
-        media = self._run(member, decode)
+        media = self._run(member, partial(self._decode, member, generation))
         if media is None or not self._report([member], Stage.STORING):
             return
         # The latents and all that was computed for them need no longer take memory.
         member.generation = None
+        self._parking.discard(member)
         self._storing.put(member, media, decoding_since=started)
 
     def _collect(self) -> None:
@@ -295,11 +344,12 @@ class Engine:
         """The result of one stage of one job; None after it failed and the job with it, or after
         the job was cancelled meanwhile.
 
-        Out of memory, it is tried once more with all caches emptied.
+        Out of memory, it is tried once more with all caches emptied and all others moved out.
         """
         started = self._clock()
         result = attempt(work)
         if isinstance(result, Exception) and is_out_of_memory(result):
+            self._parking.clear([member])
             self._device.release_memory()
             result = attempt(work)
         seconds = self._clock() - started
@@ -315,7 +365,9 @@ class Engine:
         member.device_seconds += seconds
         return result
 
-    def _report(self, members: Sequence[Member], stage: Stage) -> bool:
+    def _report(
+        self, members: Sequence[Member], stage: Stage, load: ModelLoad | None = None
+    ) -> bool:
         """One round trip for all of `members`; True if any may go on."""
         now = self._clock()
         verdicts = self._sink.report(
@@ -325,6 +377,7 @@ class Engine:
                     now,
                     preview=self._previews.of(m, now),
                     seconds_after=self._speeds.seconds_after(m),
+                    load=load,
                 )
                 for m in members
             ]
@@ -363,6 +416,9 @@ class Engine:
     def _drop(self, member: Member) -> None:
         self._members.pop(member.job.execution_id, None)
         self._checkpoints.forget(member.job)
+        self._stepping.discard(member.job.execution_id)
+        self._finished.discard(member.job.execution_id)
+        self._parking.discard(member)
         self._note_held()
 
     def _note_held(self) -> None:

@@ -8,6 +8,7 @@ heartbeat gives the jobs back and ends the process, since nothing less stops suc
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,26 +40,27 @@ class Pulse:
 
     def __init__(self) -> None:
         self._last = time.monotonic()
-        self._is_waiting = False
+        self._excused_until = 0.0
 
     def beat(self) -> None:
         """Something got done."""
         self._last = time.monotonic()
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Around calls that may take long without anything being wrong here."""
-        self._is_waiting = True
+    def waiting(self, longest: float = math.inf) -> Iterator[None]:
+        """Around calls that may take `longest` seconds without anything being wrong here."""
+        self._excused_until = time.monotonic() + longest
         try:
             yield
         finally:
             self.beat()
-            self._is_waiting = False
+            self._excused_until = 0.0
 
     @property
     def silent_seconds(self) -> float:
         """Seconds since anything got done."""
-        return 0.0 if self._is_waiting else time.monotonic() - self._last
+        now = time.monotonic()
+        return 0.0 if now < self._excused_until else now - self._last
 
 
 class Heartbeat(threading.Thread):

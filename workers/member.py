@@ -8,9 +8,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jobs.types import ClaimedJob, Priority, Progress, Stage, StageCosts, Usage
+from jobs.types import (
+    ClaimedJob,
+    ModelLoad,
+    Priority,
+    Progress,
+    Stage,
+    StageCosts,
+    Usage,
+)
 from models.pipeline import Generation, Request
-from workers.scheduler import Resident
+from workers.roster import Resident
 
 RANKS = {priority: rank for rank, priority in enumerate(Priority)}
 """Scheduling rank of each class, 0 the most urgent."""
@@ -30,12 +38,10 @@ class Member:
     """
 
     job: ClaimedJob
-    arrival: int
     generation: Generation | None = None
     num_images: int = 1
     num_pixels: int = 0
     stage: Stage = Stage.ENCODING
-    waited: int = 0
     device_seconds: float = 0.0
     denoise_seconds: float = 0.0
     stage_seconds: dict[Stage, float] = field(default_factory=dict)
@@ -69,6 +75,13 @@ class Member:
         """True between the last step and decoding."""
         return self.generation is not None and self.generation.is_done
 
+    @property
+    def denoise_seconds_left(self) -> float:
+        """Seconds until the last step at the pace so far; 0 before the first."""
+        if self.generation is None or self.step_interval is None:
+            return 0.0
+        return (self.total_steps - self.generation.step_index) * self.step_interval
+
     def resident(self) -> Resident:
         """The scheduler's view. Only for members with a generation."""
         assert self.generation is not None
@@ -76,10 +89,8 @@ class Member:
             id=self.job.execution_id,
             batch_key=(self.job.model, self.generation.batch_key),
             rank=RANKS[self.job.priority],
-            arrival=self.arrival,
             num_images=self.num_images,
             exclusive=self.job.deterministic,
-            waited=self.waited,
         )
 
     def count_step(self, started: float, ended: float, *, images: int) -> None:
@@ -119,11 +130,18 @@ class Member:
         return (self.total_steps - self.step) * own + seconds_after
 
     def progress(
-        self, stage: Stage, now: float, *, preview: bytes | None, seconds_after: float
+        self,
+        stage: Stage,
+        now: float,
+        *,
+        preview: bytes | None,
+        seconds_after: float,
+        load: ModelLoad | None = None,
     ) -> Progress:
         """The report of this moment; it asks for an event only when one is due.
 
-        `seconds_after` is for what follows the last step.
+        `seconds_after` is for what follows the last step, `load` the loading that the job waits
+        for.
         """
         step = self.step
         is_due = (
@@ -144,6 +162,7 @@ class Member:
             eta_seconds=self.eta_seconds(seconds_after),
             preview=preview,
             event=is_due,
+            load=load,
         )
 
     def usage(self) -> Usage:

@@ -41,6 +41,9 @@ from workers.engine import Engine
 from workers.heartbeat import Heartbeat, Pulse
 from workers.inputs import InputReader
 from workers.isolation import anyone_alone, must_be_alone
+from workers.memory_ceilings import MemoryCeilings
+from workers.model_switching import LOOK_SECONDS, ModelSwitching
+from workers.parking import default_budget
 from workers.patient_blobs import PatientBlobs
 from workers.residency import Residents
 from workers.results import ResultWriter
@@ -72,12 +75,14 @@ def run_worker(
     specs: Sequence[ModelSpec],
     *,
     load: Callable[..., Pipeline] = loading.load,
+    weigh: Callable[[ModelSpec], int] = loading.weight_bytes,
 ) -> int:
     """Serve `specs` until SIGTERM or SIGINT; returns the exit status.
 
-    `settings.redis_url` must be set; `load` makes a resident pipeline of a spec. Status 0 after a
-    drain, EXIT_NO_MODEL when no model could be loaded, EXIT_BROKEN when only a new process can go
-    on. A hang ends the process from the heartbeat thread with EXIT_BROKEN.
+    `settings.redis_url` must be set; `load` makes a resident pipeline of a spec, `weigh` tells how
+    many bytes that will take. Status 0 after a drain, EXIT_NO_MODEL when no model could be loaded,
+    EXIT_BROKEN when only a new process can go on. A hang ends the process from the heartbeat thread
+    with EXIT_BROKEN.
     """
     if settings.redis_url is None:
         raise ValueError("redis_url: a worker needs a Redis")
@@ -86,13 +91,21 @@ def run_worker(
     except ValueError as error:
         log.error("worker cannot start", reason=str(error))
         return EXIT_NO_MODEL
-    return Worker(settings, settings.redis_url, device).run(specs, load)
+    return Worker(settings, settings.redis_url, device, load=load, weigh=weigh).run(specs)
 
 
 class Worker:
     """One process's models, engine, leases and heartbeat."""
 
-    def __init__(self, settings: Settings, redis_url: str, device: Device) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        redis_url: str,
+        device: Device,
+        *,
+        load: Callable[..., Pipeline] = loading.load,
+        weigh: Callable[[ModelSpec], int] = loading.weight_bytes,
+    ) -> None:
         host = socket.gethostname()
         self.name = f"{host}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
         self._settings = settings
@@ -102,7 +115,14 @@ class Worker:
         self._pulse = Pulse()
         self._lease = LeaseClient(redis_url, settings, self.name, gives_up=self._is_leaving)
         self._sink = SteadySink(self._lease, self._pulse)
-        self._residents = Residents()
+        self._residents = Residents(
+            device,
+            settings.data_dir / "checkpoints.json",
+            budget_bytes=settings.model_memory_bytes,
+            load=load,
+            weigh=weigh,
+        )
+        self._switching = ModelSwitching(self._residents, self._lease, self._pulse, settings)
         self._engine: Engine | None = None
         self._state: Literal["starting", "serving", "draining"] = "starting"
         self._next_claim = 0.0
@@ -123,11 +143,11 @@ class Worker:
             on_hang=self._die_hanging,
         )
 
-    def run(self, specs: Sequence[ModelSpec], load: Callable[..., Pipeline]) -> int:
+    def run(self, specs: Sequence[ModelSpec]) -> int:
         """Load, serve, drain; returns the exit status."""
         self._heartbeat.start()
         residents = self._residents
-        residents.load(specs, self._device, self._settings.data_dir / "checkpoints.json", load)
+        residents.load(specs)
         if not residents.pipelines:
             self._heartbeat.stop()
             self._sign(lambda: self._lease.announce(self._describe()))
@@ -135,6 +155,10 @@ class Worker:
         blobs = FileBlobStore(self._settings.blob_dir)
         # Gives up before storing counts as stuck.
         patient = PatientBlobs(blobs, retry_seconds=self._settings.step_timeout_seconds / 2)
+        ceilings = MemoryCeilings(
+            self._settings.data_dir / "memory_ceilings.json", self._device.model_name
+        )
+        waiting = self._settings.waiting_state_bytes
         self._engine = Engine(
             residents.pipelines,
             self._sink,
@@ -153,10 +177,11 @@ class Worker:
                 every_seconds=self._settings.checkpoint_seconds,
             ),
             self._device,
-            BatchLimits(self._settings.max_batch_images),
+            BatchLimits(self._settings.max_batch_images, ceilings),
             capacity=2 * self._settings.max_batch_images,
             preview_seconds=self._settings.preview_seconds,
             alive=self._pulse.beat,
+            waiting_bytes=default_budget(self._device) if waiting is None else waiting,
         )
         self._state = "serving"
         self._heartbeat.hurry()
@@ -192,9 +217,11 @@ class Worker:
         """One round: claim what there is room for, turn, or wait for the doorbell."""
         try:
             self._claim(engine)
+            is_wanted = self._switch_models(engine)
             if engine.is_idle:
+                timeout = LOOK_SECONDS if is_wanted else 1.0
                 with self._pulse.waiting():
-                    self._lease.wait_for_work([*self._residents.pipelines], timeout=1.0)
+                    self._lease.wait_for_work(self._residents.served, timeout)
                 self._next_claim = 0.0
         except StoreUnavailable as error:
             self._lose_store(engine, error)
@@ -210,7 +237,7 @@ class Worker:
         ranks = 0 if anyone_alone(engine.held(), most) else engine.open_ranks()
         if ranks == 0:
             return
-        models, classes = [*self._residents.pipelines], [*Priority][:ranks]
+        models, classes = self._switching.claimable(), [*Priority][:ranks]
         try:
             with self._pulse.waiting():
                 jobs = self._lease.claim(
@@ -225,10 +252,21 @@ class Worker:
         for job in jobs:
             if must_be_alone(job, most):
                 self._hand_back(engine, "made_room", refund=True)
-            engine.admit(job)
+            self._switching.admit(job, engine)
             self._pulse.beat()
         if not jobs:
             self._next_claim = now + CLAIM_PAUSE_SECONDS
+
+    def _switch_models(self, engine: Engine) -> bool:
+        """True while a job waits for a model that is not resident."""
+        if self._sink.is_away and not engine.is_idle:
+            return False
+        try:
+            return self._switching.consider(engine)
+        except StoreUnavailable:
+            if engine.is_idle:
+                raise
+            return False  # What is held steps on; its reports find out when Redis is back.
 
     def _turn(self, engine: Engine) -> None:
         try:
@@ -319,6 +357,7 @@ class Worker:
         return self._info.model_copy(
             update={
                 "models": tuple(self._residents.pipelines),
+                "on_demand": tuple(self._residents.cold),
                 "residency": self._residents.residency(),
                 "model_errors": dict(self._residents.errors),
                 "state": serving if self._state == "serving" else self._state,

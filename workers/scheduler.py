@@ -1,29 +1,36 @@
-"""Who takes the next denoise step: a pure function of what is resident, in three small rules.
+"""Who takes the next denoise step: pure functions of the roster, in three small rules.
 
-The engine describes every job it holds as a `Resident` and asks `schedule` at each step boundary
-which of them step together, `by_urgency` which finished one is decoded first, and `open_ranks`
-which classes of queued jobs it may claim. Nothing here does I/O, keeps state or knows a tensor.
+The engine keeps every job that can step in a `Roster` and asks `schedule` at each step boundary
+which of them step together. A second roster holds the finished ones; `leader` says which of them is
+decoded first. `open_ranks` tells which classes of queued jobs may be claimed. Nothing here does
+I/O, keeps state or knows a tensor, and no answer takes longer because more are resident.
 
 1. The most urgent class leads; within a class the oldest.
 2. Compatible residents fill the leader's batch: equal `batch_key`, not exclusive, as many images
    as the measured limit allows. Members of a less urgent class ride only where they are free, that
    is, where the larger step takes hardly longer.
-3. A resident passed over for `PATIENCE` turns is overdue and leads before every class, longest
-   wait first.
+3. Ageing: a resident passed over for `PATIENCE` turns is overdue. Whoever has waited longest then
+   leads before its class, but only directly after a step for the most urgent class there is.
 
-Guarantees, held by property tests, with R the most residents seen at once:
-- a step boundary with residents never passes without a step;
-- a resident that is never overdue is led only by a class at least as urgent, and an urgent newcomer
-  leads the very next step unless someone is overdue;
-- nobody is passed over more than PATIENCE + R - 1 turns in a row. (Whoever is ahead of an overdue
-  resident has waited longer; leading sends it to the back, and nobody can overtake later.)
+Guarantees, held by property tests, with R the most residents seen at once and C the classes:
+- No idling: a step boundary with residents never passes without a step.
+- No inversion beyond one step: a resident there at two boundaries in a row never sees less urgent
+  classes lead both. So a newcomer more urgent than what runs leads the very next step, and where
+  ageing delays an urgent resident, it does so by a single step.
+- No starvation: nobody is passed over more than PATIENCE + C * R - 1 turns in a row. (Whoever
+  stands before an overdue resident has waited longer; leading sends it to the back, and nobody
+  overtakes. Rule 3 holds the first of them up only for steps of ever more urgent classes, C - 1 at
+  most.)
+- No seat is wasted: a compatible resident that fits, and is not too patient to ride, is left out
+  only when `MISFITS` of its company before it did not fit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable
 from typing import Protocol
+
+from workers.roster import Resident, Roster
 
 PATIENCE = 8
 """Turns without a step after which a resident is overdue."""
@@ -31,28 +38,8 @@ PATIENCE = 8
 LOOK_AHEAD = 4
 """Residents that may stand outside the next batch before nobody else is claimed to fill it."""
 
-
-@dataclass(frozen=True, slots=True)
-class Resident:
-    """One job in memory, as far as scheduling cares.
-
-    `rank` is the class (0 is the most urgent), `arrival` a number that grows with every admission,
-    `num_images` at least 1, `exclusive` asks for a batch of its own, `waited` counts the turns
-    since it was last chosen.
-    """
-
-    id: str
-    batch_key: Hashable
-    rank: int
-    arrival: int
-    num_images: int = 1
-    exclusive: bool = False
-    waited: int = 0
-
-    @property
-    def is_overdue(self) -> bool:
-        """True when ageing puts it before every class."""
-        return self.waited >= PATIENCE
+MISFITS = 16
+"""Compatible residents without a seat that are passed before a batch is left as it is."""
 
 
 class Limits(Protocol):
@@ -65,44 +52,48 @@ class Limits(Protocol):
         """Images per step up to which a step of `images` grows hardly longer."""
 
 
-def by_urgency(residents: Iterable[Resident]) -> list[Resident]:
-    """All residents in the order in which they may lead."""
-    return sorted(
-        residents,
-        key=lambda r: (-r.waited if r.is_overdue else 0, r.rank, r.arrival),
-    )
+def leader(roster: Roster) -> Resident | None:
+    """Whose turn it is; None only when nobody is resident."""
+    if not roster:
+        return None
+    top, aged = roster.most_urgent(), roster.longest_waiting()
+    top_was_served = roster.last_rank <= top.rank
+    if _is_overdue(roster, aged) and (aged.rank == top.rank or top_was_served):
+        return aged
+    return top
 
 
-def schedule(residents: Sequence[Resident], limits: Limits) -> tuple[Resident, ...]:
-    """The members of the next step, its leader first; empty only when nothing is resident.
+def schedule(roster: Roster, limits: Limits) -> tuple[Resident, ...]:
+    """The members of the next step, its leader first; empty only when nobody is resident.
 
     A leader with more images than the limit steps all the same, alone.
     """
-    if not residents:
+    first = leader(roster)
+    if first is None:
         return ()
-    leader, *others = by_urgency(residents)
-    batch, images, urgent_images = [leader], leader.num_images, leader.num_images
-    if leader.exclusive:
-        return (leader,)
-    for resident in others:
-        if resident.exclusive or resident.batch_key != leader.batch_key:
+    batch, images, urgent_images, misfits = [first], first.num_images, first.num_images, 0
+    seats = limits.limit(first.batch_key)
+    free: int | None = None
+    for resident in roster.company(first):
+        if images >= seats or misfits >= MISFITS:
+            break
+        if resident is first:
             continue
-        is_rider = resident.rank > leader.rank and not resident.is_overdue
-        seats = limits.limit(leader.batch_key)
-        if is_rider:
-            seats = min(seats, limits.free(leader.batch_key, urgent_images))
-        if images + resident.num_images > seats:
+        is_rider = resident.rank > first.rank and not _is_overdue(roster, resident)
+        if is_rider and free is None:
+            free = min(seats, limits.free(first.batch_key, urgent_images))
+        if images + resident.num_images > (free if is_rider and free is not None else seats):
+            misfits += 1
             continue
         batch.append(resident)
         images += resident.num_images
         if not is_rider:
             urgent_images += resident.num_images
+            free = None
     return tuple(batch)
 
 
-def open_ranks(
-    residents: Sequence[Resident], limits: Limits, *, capacity: int, num_ranks: int
-) -> int:
+def open_ranks(roster: Roster, limits: Limits, *, capacity: int, num_ranks: int) -> int:
     """Classes that may be claimed now: every rank below the returned number.
 
     A job is claimed only for a free seat in the next batch, so that what cannot run yet stays
@@ -110,14 +101,17 @@ def open_ranks(
     it is here; after `LOOK_AHEAD` that do not fit, the seat stays free. A class more urgent than
     all residents may always come in and lead. From `capacity` resident images on nobody may.
     """
-    if sum(r.num_images for r in residents) >= capacity:
+    if roster.num_images >= capacity:
         return 0
-    batch = schedule(residents, limits)
+    batch = schedule(roster, limits)
     if not batch:
         return num_ranks
-    leader = batch[0]
-    seats = 1 if leader.exclusive else limits.limit(leader.batch_key)
-    left_out = len(residents) - len(batch)
+    seats = 1 if batch[0].exclusive else limits.limit(batch[0].batch_key)
+    left_out = len(roster) - len(batch)
     if sum(r.num_images for r in batch) < seats and left_out < LOOK_AHEAD:
         return num_ranks
-    return min(r.rank for r in residents)
+    return roster.most_urgent().rank
+
+
+def _is_overdue(roster: Roster, resident: Resident) -> bool:
+    return roster.waited(resident) >= PATIENCE

@@ -68,6 +68,11 @@ class StoringQueue:
         self._queue: deque[Storing] = deque()
         self._last_stored_at = clock()
 
+    @property
+    def num_images(self) -> int:
+        """Images of all results that are not collected yet."""
+        return sum(storing.member.num_images for storing in self._queue)
+
     def put(self, member: Member, media: list[Image] | Clip, *, decoding_since: float) -> None:
         """Have the media encoded and stored."""
         write = partial(self._results.write, member.job, media)

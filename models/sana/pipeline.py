@@ -196,6 +196,10 @@ class SanaPipeline:
             velocity = unguided + scale * (guided - unguided)
         take_step(members, latents, velocity)
 
+    def drop_batch(self) -> None:
+        """Let go of the joined conditioning of the last batch."""
+        self._last_batch = None
+
     @torch.inference_mode()
     def preview(self, generation: Generation) -> list[Image.Image]:
         """What the pictures will look like, from the latest estimate of the finished latents.

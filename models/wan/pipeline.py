@@ -177,6 +177,10 @@ class WanVacePipeline:
         time = conditioning.time([member.step_index for member in members])
         take_step(members, latents, self._velocity(latents, time, conditioning, keep_going))
 
+    def drop_batch(self) -> None:
+        """Let go of the joined conditioning of the last batch."""
+        self._last_batch = None
+
     @torch.inference_mode()
     def preview(self, generation: Generation) -> list[Image.Image]:
         """A few frames of the clip from the latest estimate of its latents, in their order.

@@ -232,3 +232,18 @@ async def test_a_foreign_function_is_refused_and_never_run(
     assert json.loads(redis_client.hget(f"rq:job:{foreign[0].id}", "error") or b"{}")["code"] == (
         "invalid_input"
     )
+
+
+async def test_the_wait_of_a_model_s_oldest_job_is_known_before_it_is_claimed(
+    store: JobStore, redis_client: Redis, make_job: MakeJob, worker: LeaseClient
+) -> None:
+    patient, _, _ = await submit_all(
+        store,
+        make_job(model=OTHER, priority=Priority.BATCH),
+        make_job(),
+        make_job(model=OTHER, priority=Priority.INTERACTIVE),
+    )
+    age(redis_client, patient, 100.0)
+    waits = worker.oldest_waiting([OTHER, "model-without-jobs"])
+    assert waits.keys() == {OTHER}
+    assert 100.0 <= waits[OTHER] < 160.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
@@ -220,6 +221,8 @@ class Bench:
         checkpoint_seconds: float = 1e9,
         checkpoint_background: Background | None = None,
         checkpoint_blobs: MemoryBlobs | None = None,
+        waiting_bytes: float = math.inf,
+        limits: BatchLimits | None = None,
     ) -> None:
         self.clock = Clock()
         self.sink = MemorySink()
@@ -252,9 +255,10 @@ class Bench:
                 every_seconds=checkpoint_seconds,
             ),
             CPU,
-            BatchLimits(max_batch_images),
+            limits or BatchLimits(max_batch_images),
             capacity=2 * max_batch_images,
             preview_seconds=preview_seconds,
+            waiting_bytes=waiting_bytes,
             clock=self.clock,
         )
 

@@ -66,12 +66,18 @@ class FakeGeneration(Generation):
         self.batch_key = (request.height, request.width)
         self.step_index = 0
         self.num_steps = request.num_inference_steps
+        self.place = "device"
         self.latents = torch.stack(
             [
                 torch.rand(3, 2, 2, generator=torch.Generator().manual_seed(request.seed + i))
                 for i in range(request.num_images)
             ]
         )
+
+    def to(self, device: torch.device | str) -> None:
+        """Where it is told to be; a worker of these tests computes on the CPU and parks there."""
+        self.place = "host" if device == "cpu" else "device"
+        self.latents = self.latents.clone()
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"latents": self.latents, "step_index": torch.tensor(self.step_index)}
@@ -96,6 +102,7 @@ class FakePipeline:
         self.spec = spec
         self.residency = "float32"
         self.batches: list[list[int]] = []
+        self.batches_dropped = 0
         self.on_step: Callable[[], None] = lambda: None
         self.on_piece: Callable[[str, KeepGoing], None] = lambda method, keep_going: keep_going()
         self._seconds = seconds
@@ -115,6 +122,7 @@ class FakePipeline:
         assert len(members) == len(batch) > 0
         assert len({g.batch_key for g in members}) == 1
         assert not any(g.is_done for g in members)
+        assert {g.place for g in members} == {"device"}, "stepped where it is not"
         images = sum(g.request.num_images for g in members)
         self.batches.append([g.request.seed for g in members])
         self._wait(self._seconds(images))
@@ -128,6 +136,9 @@ class FakePipeline:
                 member.latents = member.latents / 0 * 0
             member.step_index += 1
 
+    def drop_batch(self) -> None:
+        self.batches_dropped += 1
+
     def preview(self, generation: Generation) -> list[Image.Image]:
         if "fail-preview" in self._own(generation).request.prompt.split():
             raise RuntimeError("no preview")
@@ -138,6 +149,7 @@ class FakePipeline:
     ) -> list[Image.Image]:
         assert generation.is_done
         self.on_piece("decode", keep_going)
+        assert self._own(generation).place == "device", "decoded where it is not"
         request = self._own(generation).request
         if "fail-decode" in request.prompt.split():
             raise ValueError("a broken decoder\nwith details")

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from engine_harness import CPU, Bench, claimed
 from process_harness import Station, station
+from worker_script import LARGE_BYTES, LOAD_SECONDS
 
 from config.settings import Settings
 from jobs import lease
@@ -239,6 +240,27 @@ async def test_a_worker_without_any_model_says_why_before_it_ends(here: Station)
     (info,) = await here.workers(lambda workers: bool(workers))
     assert info.models == ()
     assert "decoder.weight" in info.model_errors["damaged"]
+
+
+async def test_models_that_do_not_fit_together_are_loaded_in_turn_and_the_lease_outlives_a_load(
+    here: Station,
+) -> None:
+    assert here.settings.lease_seconds < LOAD_SECONDS
+    here.start("large-1", "large-2", model_memory_bytes=LARGE_BYTES)
+    (worker,) = await here.workers(lambda workers: any(w.state == "idle" for w in workers))
+    assert (worker.models, worker.on_demand) == (("large-1",), ("large-2",))
+    cold = await here.submit(model="large-2")
+    record = await here.ended(cold)
+    assert (record.status, record.attempt) == (Status.SUCCEEDED, 1)
+    events = [e for e in await here.events(cold) if e["type"] == "job.progress"]
+    assert events[0]["stage"] == "loading"
+    assert events[0]["loading"]["bytes"] == LARGE_BYTES
+    assert all("loading" not in event for event in events[1:])
+    (worker,) = await here.workers(lambda workers: any("large-2" in w.models for w in workers))
+    assert worker.on_demand == ("large-1",)
+    warm_before = await here.submit(model="large-1")
+    record = await here.ended(warm_before)
+    assert (record.status, record.attempt) == (Status.SUCCEEDED, 1)
 
 
 async def test_an_interactive_job_passes_a_full_engine(here: Station) -> None:

@@ -1,12 +1,14 @@
 """What a worker process of these tests runs: a real worker over fake pipelines.
 
 A model whose id starts with `damaged` fails to load as a damaged checkpoint would; one whose id
-starts with `clips` makes clips; `sana-demo` is itself.
+starts with `clips` makes clips; one whose id starts with `large` takes `LARGE_BYTES` and, after the
+first of them, `LOAD_SECONDS` to load; `sana-demo` is itself.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Sequence
 
 import torch
@@ -20,8 +22,13 @@ from models.errors import CheckpointError
 from models.pipeline import Pipeline
 from workers.process import run_worker
 
+LARGE_BYTES = 1000
+LOAD_SECONDS = 2.5
+
 
 def work(settings: Settings, step_seconds: float, models: Sequence[str]) -> None:
+    loaded: list[str] = []
+
     def load(spec: ModelSpec, *, device: torch.device, dtype: torch.dtype) -> Pipeline:
         if spec.id in BUNDLED:
             return loading.load(spec, device=device, dtype=dtype)
@@ -29,10 +36,17 @@ def work(settings: Settings, step_seconds: float, models: Sequence[str]) -> None
             raise CheckpointError(
                 f"{spec.source}/vae/model.safetensors: tensor decoder.weight is cut off"
             )
+        if spec.id.startswith("large") and loaded:
+            time.sleep(LOAD_SECONDS)
+        loaded.append(spec.id)
         kind = FakeClipPipeline if spec.task == "video" else FakePipeline
         return kind(spec, seconds=lambda images: step_seconds)
 
-    sys.exit(run_worker(settings, [spec_of(model) for model in models], load=load))
+    def weigh(spec: ModelSpec) -> int:
+        return LARGE_BYTES if spec.id.startswith("large") else 0
+
+    specs = [spec_of(model) for model in models]
+    sys.exit(run_worker(settings, specs, load=load, weigh=weigh))
 
 
 def spec_of(model: str) -> ModelSpec:

@@ -1,0 +1,132 @@
+"""How long an interactive picture waits while one worker makes a long clip.
+
+One engine holds a clip model and a picture model. While the clip is denoised, pictures come in at
+random moments of its steps, far enough apart not to queue behind each other; the wait is from a
+picture's arrival to when the worker takes it up, and to the start of its first step, which follows
+the encoding of its text, in units of one step of the clip in the same load. Beside it the same load
+without preemption, where a stand-in for the scheduler lets every job run to its end (in this
+benchmark only). The clip's file must not depend on any of this. Goal: p95 at most one step and
+50 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+import workers.engine
+from bench.engine_loop import EngineLoop, new_job, percentiles
+from jobs.types import Priority
+from models.catalogue import discover
+from models.loading import load
+from workers.roster import Resident, Roster
+from workers.scheduler import Limits, schedule
+
+GOAL_EXTRA_MS = 50.0
+
+
+def run(
+    clip_model: str = "wan-vace-demo",
+    picture_model: str = "sana-demo",
+    clip_steps: int = 80,
+    pictures: int = 16,
+) -> dict[str, Any]:
+    """Waits with and without preemption, in steps of the clip and in milliseconds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        specs = discover([clip_model, picture_model])
+        pipelines = {
+            spec.id: load(spec, device=torch.device("cpu"), dtype=torch.float32) for spec in specs
+        }
+        clips, images = specs
+        loop = EngineLoop(pipelines, max_batch_images=4)
+        loop.run([(0.0, new_job(clips, Priority.BATCH, 1, num_inference_steps=2))])
+        loop.run([(0.0, new_job(images, Priority.BATCH, 2, num_inference_steps=2))])
+        clip = new_job(clips, Priority.BATCH, 3, num_inference_steps=clip_steps)
+        loop.run([(0.0, clip)])
+        alone, seconds = loop.files[clip.id], sum(loop.step_seconds(clips.id))
+        draw = random.Random(0)
+        gap = 0.8 * seconds / pictures
+        arrivals = [gap * (index + draw.uniform(0.5, 1.0)) for index in range(pictures)]
+        rows, files = [], []
+        for name in ("on", "off"):
+            priority = Priority.INTERACTIVE if name == "on" else Priority.BATCH
+            with nullcontext() if name == "on" else _to_the_end():
+                clip = new_job(clips, Priority.BATCH, 3, num_inference_steps=clip_steps)
+                jobs = [
+                    new_job(images, priority, 100 + index, num_inference_steps=2)
+                    for index in range(pictures)
+                ]
+                loop.run([(0.0, clip), *zip(arrivals, jobs, strict=True)])
+            files.append(loop.files[clip.id])
+            step = statistics.median(loop.step_seconds(clips.id))
+            times = [loop.times[job.id] for job in jobs]
+            rows += [
+                _row(name, "taken up", [t.begun - t.arrived for t in times], step),
+                _row(name, "first step", [t.first_step - t.arrived for t in times], step),
+            ]
+    finally:
+        torch.set_num_threads(threads)
+    return {
+        "clip_steps": clip_steps,
+        "pictures": pictures,
+        "wait": rows,
+        "clip_unchanged": files == [alone, alone],
+    }
+
+
+@contextmanager
+def _to_the_end() -> Iterator[None]:
+    """Without preemption: the oldest keeps the device until it is done."""
+
+    def oldest(roster: Roster, limits: Limits) -> tuple[Resident, ...]:
+        return (roster.most_urgent(),) if roster else ()
+
+    workers.engine.schedule = oldest  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        workers.engine.schedule = schedule
+
+
+def _row(preemption: str, until: str, waits: list[float], step: float) -> dict[str, Any]:
+    in_steps = percentiles([wait / step for wait in waits])
+    in_ms = percentiles([1e3 * wait for wait in waits])
+    return {
+        "preemption": preemption,
+        "until": until,
+        "clip_step_ms": 1e3 * step,
+        "p50_steps": in_steps["p50"],
+        "p95_steps": in_steps["p95"],
+        "p50_ms": in_ms["p50"],
+        "p95_ms": in_ms["p95"],
+        "p95_over_goal": in_ms["p95"] / (1e3 * step + GOAL_EXTRA_MS),
+    }
+
+
+def main() -> None:
+    """Print the figures."""
+    from bench.run import table
+
+    parser = argparse.ArgumentParser(prog="python -m bench.preemption", description=__doc__)
+    parser.add_argument("--clip-model", default="wan-vace-demo", help="bundled id or folder")
+    parser.add_argument("--clip-steps", type=int, default=80)
+    parser.add_argument("--pictures", type=int, default=16)
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    figures = run(
+        arguments.clip_model, clip_steps=arguments.clip_steps, pictures=arguments.pictures
+    )
+    print(table({**figures, "seconds": time.monotonic() - started}))
+
+
+if __name__ == "__main__":
+    main()

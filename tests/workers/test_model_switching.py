@@ -1,0 +1,294 @@
+"""Several models on a device that holds one: who is loaded, who waits, what the jobs are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from engine_harness import CPU, Bench, Clock, claimed
+from fake_pipeline import FakePipeline, fake_spec
+
+from config.model_spec import ModelSpec
+from config.settings import Settings
+from jobs.types import ClaimedJob, ModelLoad, Priority, Stage, Status, Usage, Verdict
+from models.errors import CheckpointError
+from workers.heartbeat import Pulse
+from workers.model_choice import GRACE_SECONDS
+from workers.model_switching import LOOK_SECONDS, NOT_LOADED, ModelSwitching
+from workers.residency import Residents
+
+PATIENCE = 30.0
+LOAD_SECONDS = 4.0
+STEP_SECONDS = 0.5
+
+
+class Queues:
+    """Waiting jobs by model, each with the time at which it came."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+        self.jobs: dict[str, list[tuple[float, ClaimedJob]]] = {}
+        self.requeued: list[tuple[ClaimedJob, str]] = []
+
+    def put(self, *jobs: ClaimedJob) -> None:
+        for job in jobs:
+            self.jobs.setdefault(job.model, []).append((self.clock(), job))
+
+    def oldest_waiting(self, models: Sequence[str]) -> dict[str, float]:
+        return {m: self.clock() - self.jobs[m][0][0] for m in models if self.jobs.get(m)}
+
+    def claim(
+        self, models: Sequence[str], limit: int, *, retry_seconds: float = 0
+    ) -> list[ClaimedJob]:
+        taken: list[ClaimedJob] = []
+        for model in models:
+            while self.jobs.get(model) and len(taken) < limit:
+                taken.append(self.jobs[model].pop(0)[1])
+        return taken
+
+    def requeue(self, job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage) -> bool:
+        assert refund_attempt
+        self.requeued.append((job, cause))
+        return True
+
+
+class Scene:
+    """Models a, b and c of 100 bytes each in memory for `budget` bytes, and a worker's loop."""
+
+    def __init__(self, tmp_path: Path, *, budget: int = 100, models: str = "abc") -> None:
+        self.bench = Bench(
+            models=[*models], max_batch_images=1, seconds=lambda images: STEP_SECONDS
+        )
+        self.clock, self.engine, self.sink = self.bench.clock, self.bench.engine, self.bench.sink
+        self.queues = Queues(self.clock)
+        self.loaded: list[str] = []
+        self.trouble: dict[str, Exception] = {}
+        self.residents = Residents(
+            CPU,
+            tmp_path / "digests.json",
+            budget_bytes=budget,
+            load=self.load,
+            weigh=lambda spec: 100,
+            clock=self.clock,
+        )
+        # The engine sees exactly what is resident, as in a worker.
+        self.engine._pipelines = self.residents.pipelines
+        self.engine._parking._pipelines = self.residents.pipelines
+        self.switching = ModelSwitching(
+            self.residents,
+            self.queues,
+            Pulse(),
+            Settings(model_switch_seconds=PATIENCE),
+            clock=self.clock,
+        )
+        self.residents.load([fake_spec(model) for model in models])
+
+    def load(self, spec: ModelSpec, *, device: object, dtype: object) -> FakePipeline:
+        if spec.id in self.trouble:
+            raise self.trouble[spec.id]
+        self.clock.wait(LOAD_SECONDS)
+        self.loaded.append(spec.id)
+        return self.bench.pipelines[spec.id]
+
+    def go_on(self, *, seconds: float) -> None:
+        """The worker's loop: claim one job of what is resident, perhaps switch, turn."""
+        end = self.clock() + seconds
+        while self.clock() < end:
+            if self.engine.open_ranks():
+                for job in self.queues.claim(self.switching.claimable(), 1):
+                    self.switching.admit(job, self.engine)
+            is_wanted = self.switching.consider(self.engine)
+            if self.engine.is_idle:
+                self.clock.wait(LOOK_SECONDS if is_wanted else 1.0)
+            self.engine.turn()
+
+    @property
+    def resident(self) -> set[str]:
+        return set(self.residents.pipelines)
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+def test_what_fits_is_loaded_at_the_start_in_order_and_the_rest_is_cold(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, budget=250)
+    assert scene.loaded == ["a", "b"]
+    assert scene.residents.served == ("a", "b", "c")
+    assert set(scene.residents.cold) == {"c"}
+
+
+def test_when_everything_fits_everything_is_loaded_and_no_queue_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scene = Scene(tmp_path, budget=300)
+    monkeypatch.setattr(scene.queues, "oldest_waiting", lambda models: pytest.fail("it looks"))
+    scene.go_on(seconds=5)
+    assert scene.resident == {"a", "b", "c"}
+
+
+def test_a_model_larger_than_the_budget_is_tried_alone(tmp_path: Path) -> None:
+    assert Scene(tmp_path, budget=10).loaded == ["a"]
+
+
+def test_an_idle_worker_loads_what_waits_in_place_of_the_least_recently_used(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, budget=200)
+    job, recent = claimed(model="c"), claimed(model="a")
+    scene.queues.put(recent)
+    scene.go_on(seconds=2)
+    scene.queues.put(job)
+    scene.go_on(seconds=GRACE_SECONDS + LOAD_SECONDS + 2)
+    assert scene.resident == {"a", "c"}
+    assert scene.sink.status(job) is Status.SUCCEEDED
+    assert set(scene.residents.cold) == {"b"}
+
+
+def test_a_job_of_another_worker_s_model_is_left_alone_for_a_moment(scene: Scene) -> None:
+    scene.queues.put(claimed(model="b"))
+    assert scene.switching.consider(scene.engine)
+    assert scene.resident == {"a"}
+
+
+def test_the_jobs_that_wait_see_bytes_and_seconds_of_the_load(scene: Scene) -> None:
+    jobs = [claimed(model="b") for _ in range(2)]
+    scene.queues.put(*jobs)
+    scene.go_on(seconds=15)
+    for job in jobs:
+        assert scene.sink.stages(job)[:2] == [Stage.LOADING, Stage.ENCODING]
+        first = scene.sink.of(job)[0]
+        assert first.event
+        assert first.load == ModelLoad(bytes=100, eta_seconds=LOAD_SECONDS)
+        assert scene.sink.status(job) is Status.SUCCEEDED
+
+
+def test_a_busy_worker_switches_after_its_patience_and_not_before(scene: Scene) -> None:
+    for _ in range(100):
+        scene.queues.put(claimed(model="a", num_inference_steps=4))
+    cold = claimed(model="b")
+    scene.queues.put(cold)
+    scene.go_on(seconds=PATIENCE - 1)
+    assert scene.loaded == ["a"]
+    scene.go_on(seconds=PATIENCE)
+    assert scene.loaded[:2] == ["a", "b"]
+    assert scene.sink.status(cold) is Status.SUCCEEDED
+    assert scene.queues.jobs["a"], "it was not idle"
+
+
+def test_two_models_under_load_take_turns_and_neither_starves(scene: Scene) -> None:
+    started = scene.clock()
+    jobs = {m: [claimed(model=m, num_inference_steps=2) for _ in range(150)] for m in "ab"}
+    for of_model in jobs.values():
+        scene.queues.put(*of_model)
+    # Every job takes a second: each model has work for 150 s.
+    scene.go_on(seconds=200)
+    seconds = scene.clock() - started
+    for of_model in jobs.values():
+        done = [job for job in of_model if scene.sink.status(job) is Status.SUCCEEDED]
+        assert len(done) >= 30
+    assert 2 <= len(scene.loaded) - 1 <= seconds / PATIENCE
+
+
+def test_a_model_with_work_is_finished_but_not_fed_before_it_goes(scene: Scene) -> None:
+    long = claimed(model="a", num_inference_steps=120)
+    more = [claimed(model="a") for _ in range(3)]
+    cold = claimed(model="b")
+    scene.queues.put(long)
+    scene.go_on(seconds=1)
+    scene.queues.put(cold)
+    scene.go_on(seconds=PATIENCE + 1)
+    scene.queues.put(*more)
+    scene.go_on(seconds=5)
+    assert scene.resident == {"a"}
+    assert len(scene.queues.jobs["a"]) == 3
+    scene.go_on(seconds=60)
+    ends = [scene.sink.order.index(job.id) for job in (long, cold, *more)]
+    assert ends == sorted(ends)
+
+
+def test_only_the_model_that_has_to_go_is_held_back(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, budget=200)
+    clip = claimed(model="a", priority=Priority.BATCH, num_inference_steps=1000)
+    scene.queues.put(clip)
+    scene.go_on(seconds=1)
+    scene.queues.put(claimed(model="c"))
+    for _ in range(45):
+        scene.queues.put(claimed(model="b", priority=Priority.INTERACTIVE, num_inference_steps=1))
+        scene.go_on(seconds=1)
+    assert scene.resident == {"a", "c"}
+    assert scene.sink.of(clip)[-1].step > 20
+    assert scene.sink.status(clip) is None
+
+
+def test_a_job_cancelled_while_its_model_loads_is_not_begun(scene: Scene) -> None:
+    cancelled, other = claimed(model="b"), claimed(model="b")
+    scene.queues.put(cancelled, other)
+    load = scene.load
+
+    def cancel_while_loading(spec: ModelSpec, **options: object) -> FakePipeline:
+        scene.engine.post(cancelled, Verdict.CANCEL)
+        return load(spec, **options)  # type: ignore[arg-type]
+
+    scene.residents._load = cancel_while_loading
+    scene.go_on(seconds=15)
+    assert scene.sink.status(cancelled) is Status.CANCELLED
+    assert scene.sink.stages(cancelled) == [Stage.LOADING]
+    assert scene.sink.status(other) is Status.SUCCEEDED
+
+
+def test_a_model_that_cannot_be_loaded_goes_back_with_its_jobs_and_the_others_return(
+    scene: Scene,
+) -> None:
+    scene.trouble["b"] = CheckpointError("vae/model.safetensors: tensor x is cut off")
+    bad, good = claimed(model="b"), claimed(model="a")
+    scene.queues.put(bad)
+    scene.go_on(seconds=5)
+    assert scene.queues.requeued == [(bad, NOT_LOADED)]
+    assert scene.residents.errors == {"b": "vae/model.safetensors: tensor x is cut off"}
+    assert "b" not in scene.residents.served
+    scene.queues.put(good)
+    scene.go_on(seconds=15)
+    assert scene.sink.status(good) is Status.SUCCEEDED
+
+
+def test_a_load_that_runs_out_of_memory_is_tried_again_with_nothing_beside_it(
+    tmp_path: Path,
+) -> None:
+    scene = Scene(tmp_path, budget=250)
+    load = scene.load
+
+    def only_alone(spec: ModelSpec, **options: object) -> FakePipeline:
+        if spec.id == "c" and scene.residents.pipelines:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return load(spec, **options)  # type: ignore[arg-type]
+
+    scene.residents._load = only_alone
+    job = claimed(model="c")
+    scene.queues.put(job)
+    scene.go_on(seconds=2)
+    assert [j for j, _ in scene.queues.requeued] == [job]
+    scene.queues.put(job)
+    scene.go_on(seconds=15)
+    assert scene.resident == {"c"}
+    assert scene.sink.status(job) is Status.SUCCEEDED
+
+
+def test_a_job_that_an_earlier_claim_was_granted_for_an_evicted_model_goes_back(
+    scene: Scene,
+) -> None:
+    late = claimed(model="c")
+    scene.switching.admit(late, scene.engine)
+    assert scene.queues.requeued == [(late, NOT_LOADED)]
+    assert scene.engine.is_idle
+
+
+def test_nothing_is_loaded_for_a_job_that_another_worker_took_first(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scene.queues, "oldest_waiting", lambda models: {"b": 5.0})
+    scene.go_on(seconds=5)
+    assert scene.loaded == ["a"]

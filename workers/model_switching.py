@@ -1,0 +1,139 @@
+"""Loading another model for jobs that wait: the worker's side of `workers.model_choice`.
+
+Between two steps the worker asks `consider` whether a cold model's jobs have waited long enough.
+If so, some of them are claimed and told how much is loaded and how long it takes, idle models make
+room, and the load runs on the main thread while the heartbeat keeps all leases. Where a model with
+work in hand has to go, its queues are left alone (`claimable`) until it is done. A worker whose
+models all fit has nothing cold, and none of this costs it anything.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import structlog
+
+from config.settings import Settings
+from jobs.errors import StoreUnavailable
+from jobs.types import ClaimedJob, Usage
+from workers.engine import Engine
+from workers.heartbeat import Pulse
+from workers.model_choice import model_to_load
+from workers.residency import Residents
+
+log = structlog.get_logger(__name__)
+
+LOOK_SECONDS = 0.25
+"""The queues of cold models are looked at no more often."""
+
+CLAIMED_AHEAD = 4
+"""Jobs that are claimed for a load: they see it coming, and fill the first batch."""
+
+NOT_LOADED = "model_not_loaded"
+"""Why jobs go back to the queue when their model could not be loaded here."""
+
+
+class ColdQueues(Protocol):
+    """What of `jobs.lease.LeaseClient` is needed here."""
+
+    def oldest_waiting(self, models: Sequence[str]) -> dict[str, float]:
+        """Seconds for which the oldest job of each model has waited; without jobs left out."""
+
+    def claim(self, models: Sequence[str], limit: int, *, retry_seconds: float) -> list[ClaimedJob]:
+        """Take up to `limit` jobs, or others that an unanswered call had been granted."""
+
+    def requeue(self, job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage) -> bool:
+        """Hand a job back."""
+
+
+class ModelSwitching:
+    """Decides and carries out switches. Belongs to the main thread; `clock` counts seconds."""
+
+    def __init__(
+        self,
+        residents: Residents,
+        queues: ColdQueues,
+        pulse: Pulse,
+        settings: Settings,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._residents = residents
+        self._queues = queues
+        self._pulse = pulse
+        self._settings = settings
+        self._clock = clock
+        self._next_look = -math.inf
+        self._switched_at = -math.inf
+        self._held_back: tuple[str, ...] = ()
+        self._is_wanted = False
+
+    def claimable(self) -> list[str]:
+        """Resident models whose jobs may be claimed now."""
+        return [m for m in self._residents.pipelines if m not in self._held_back]
+
+    def admit(self, job: ClaimedJob, engine: Engine) -> None:
+        """Have a claimed job computed, or put back if its model has had to go since it was asked
+        for.
+        """
+        if job.model in self._residents.pipelines:
+            self._residents.note_use([job.model])
+            engine.admit(job)
+        else:
+            self._queues.requeue(job, NOT_LOADED, True, Usage())
+
+    def consider(self, engine: Engine) -> bool:
+        """Switch models if it is time. True while a job waits for a model that is not resident.
+
+        Raises StoreUnavailable, at once when Redis is away.
+        """
+        cold = tuple(self._residents.cold)
+        now = self._clock()
+        if not cold or now < self._next_look:
+            return bool(cold) and self._is_wanted
+        self._next_look = now + LOOK_SECONDS
+        seconds_left = engine.seconds_left()
+        self._residents.note_use(m for m in seconds_left if m in self._residents.pipelines)
+        waiting = self._queues.oldest_waiting(cold)
+        model = model_to_load(
+            waiting,
+            is_idle=engine.is_idle,
+            since_switch=now - self._switched_at,
+            patience=self._settings.model_switch_seconds,
+        )
+        self._held_back, self._is_wanted = (), bool(waiting)
+        if model is not None:
+            try:
+                self._make_room_for(model, seconds_left, engine)
+            except StoreUnavailable:
+                engine.give_up_expected()  # their leases lapse
+                raise
+        return self._is_wanted
+
+    def _make_room_for(self, model: str, seconds_left: Mapping[str, float], engine: Engine) -> None:
+        evicted = self._residents.to_evict(model, seconds_left)
+        busy = tuple(name for name in evicted if name in seconds_left)
+        if busy:
+            self._held_back = busy
+            return
+        jobs = self._queues.claim([model], CLAIMED_AHEAD, retry_seconds=0)
+        load = self._residents.expected(model)
+        for job in jobs:
+            if job.model == model:
+                engine.expect(job, load)
+            else:
+                self._queues.requeue(job, NOT_LOADED, True, Usage())
+        if model not in engine.seconds_left():
+            return
+        log.info("loading a model for waiting jobs", model=model, jobs=len(jobs), evicted=evicted)
+        with self._pulse.waiting(self._settings.load_timeout_seconds):
+            is_loaded = self._residents.switch(model, evicted)
+        self._switched_at = self._clock()
+        if is_loaded:
+            engine.admit_expected()
+            return
+        for job, usage in engine.give_up_expected():
+            self._queues.requeue(job, NOT_LOADED, True, usage)
