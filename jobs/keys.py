@@ -23,7 +23,7 @@ names. The scripts build key names from ids, so one Redis primary is needed, not
 | `denoised:queues` | set | names of our queues |
 | `denoised:jobs:<owner>`, `denoised:files:<owner>` | zset | the listings of one API key |
 | `rq:queue:<queue>@<key id>` | list | waiting ids of one API key, its lane |
-| `denoised:lanes:<queue>` | set | keys with a lane on this queue |
+| `denoised:lanes` | set | names of the lanes that wait, `<queue>@<key id>` |
 | `denoised:backlog`, `denoised:backlog:jobs` | hash | lane -> estimated cost, of how many jobs |
 | `denoised:vtime` | number | virtual time of the claims, GPU-seconds: see `scripts/claim.lua` |
 | `denoised:fair`, `denoised:served` | hash | key id -> its tag; time of its latest claim in us |

@@ -37,15 +37,12 @@ if #before > 0 then
   return { now_us, granted, late }
 end
 
-local virtual_time = tonumber(redis.call('GET', 'denoised:vtime') or 0)
 local owners = {}
 
 local function owner_of(name)
   local owner = owners[name]
   if owner then return owner end
-  owner = { name = name, lanes = {}, room = math.huge,
-    tag = tonumber(redis.call('HGET', 'denoised:fair', name) or 0),
-    served = tonumber(redis.call('HGET', 'denoised:served', name) or 0) }
+  owner = { name = name, lanes = {}, room = math.huge }
   local most = name ~= '' and redis.call('HGET', 'denoised:apikey:' .. name, 'max_running')
   if most then
     local held = 'denoised:held:' .. name
@@ -81,7 +78,7 @@ function look(lane)
   local queue, owner = lane.queue.name, lane.owner.name
   if not lane.id then
     if owner ~= '' then
-      redis.call('SREM', 'denoised:lanes:' .. queue, owner)
+      redis.call('SREM', 'denoised:lanes', lane_name(queue, owner))
       redis.call('SREM', 'rq:queues', lane.key)
       weigh_anew(lane_name(queue, owner))
     end
@@ -111,6 +108,8 @@ local function compete(owner)
     end
   end
   if not owner.lane then return end
+  owner.tag = owner.tag or tonumber(redis.call('HGET', 'denoised:fair', owner.name) or 0)
+  owner.served = owner.served or tonumber(redis.call('HGET', 'denoised:served', owner.name) or 0)
   owner.due = math.max(oldest, owner.served) + owner.allowance
 end
 
@@ -155,7 +154,8 @@ while #granted < limit do
     else
       local attempt = redis.call('HINCRBY', key, 'attempt', 1)
       local charge = tonumber(job.cost or '') or mean_cost(job.model or '') or UNMEASURED_COST
-      virtual_time = math.max(owner.tag, virtual_time)
+      local virtual_time = math.max(owner.tag,
+        tonumber(redis.call('GET', 'denoised:vtime') or 0))
       owner.tag, owner.served, owner.room = virtual_time + charge, tonumber(now_us), owner.room - 1
       redis.call('SET', 'denoised:vtime', string.format('%.6f', virtual_time))
       redis.call('HSET', 'denoised:fair', owner.name, string.format('%.6f', owner.tag))
@@ -181,8 +181,9 @@ if #granted > 0 then
   redis.call('EXPIRE', memo, ARGV[4])
 else
   -- A model with nothing waiting needs no doorbell tokens: they would only cause empty rounds.
-  for _, queue in ipairs(queues) do
-    local model = queue.name:match('^(.*):[^:]*$')
+  local models = {}
+  for _, queue in ipairs(queues) do models[queue.name:match('^(.*):[^:]*$')] = true end
+  for model in pairs(models) do
     local waiting = 0
     for _, class in ipairs(CLASSES) do waiting = waiting + waiting_on(model .. ':' .. class) end
     if waiting == 0 then redis.call('DEL', 'denoised:wake:' .. model) end

@@ -115,10 +115,18 @@ local CLASSES = { 'interactive', 'standard', 'batch' }
 local function lane_name(queue, owner) return owner == '' and queue or queue .. '@' .. owner end
 local function lane_key(queue, owner) return queue_key(lane_name(queue, owner)) end
 
+-- Owners with a lane on a queue; read once a script, and again after a change.
+local lanes
 local function owners_of(queue)
-  local owners = redis.call('SMEMBERS', 'denoised:lanes:' .. queue)
-  owners[#owners + 1] = ''
-  return owners
+  if not lanes then
+    lanes = {}
+    for _, lane in ipairs(redis.call('SMEMBERS', 'denoised:lanes')) do
+      local name, owner = lane:match('^(.*)@(.-)$')
+      lanes[name] = lanes[name] or { '' }
+      table.insert(lanes[name], owner)
+    end
+  end
+  return lanes[queue] or { '' }
 end
 
 local function weigh(lane, cost, sign)
@@ -136,7 +144,9 @@ local function join_lane(push, id, queue, owner, cost)
   local key = lane_key(queue, owner)
   redis.call('SADD', 'rq:queues', key)
   redis.call('SADD', 'denoised:queues', queue)
-  if owner ~= '' then redis.call('SADD', 'denoised:lanes:' .. queue, owner) end
+  if owner ~= '' and redis.call('SADD', 'denoised:lanes', lane_name(queue, owner)) == 1 then
+    lanes = nil
+  end
   -- RQ's tools take jobs off without weighing them.
   if redis.call(push, key, id) == 1 then weigh_anew(lane_name(queue, owner)) end
   weigh(lane_name(queue, owner), cost, 1)

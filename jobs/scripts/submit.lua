@@ -25,23 +25,23 @@ if idem then
   end
 end
 
-local waiting, mine, lanes = 0, 0, {}
+local waiting, mine, sharing = 0, 0, {}
 for _, name in ipairs(redis.call('SMEMBERS', 'denoised:queues')) do
   for _, whose in ipairs(owners_of(name)) do
     local length = redis.call('LLEN', lane_key(name, whose))
     waiting = waiting + length
     if whose == owner then mine = mine + length end
-    if length > 0 then lanes[whose] = 1 end
+    if length > 0 then sharing[whose] = 1 end
   end
 end
 local keys_waiting = 0
-for _ in pairs(lanes) do keys_waiting = keys_waiting + 1 end
+for _ in pairs(sharing) do keys_waiting = keys_waiting + 1 end
 
 -- Seconds in which one of so many waiting keys gets a job through, at the latest pace.
-local function pause(sharing)
+local function pause(share)
   local finishes = redis.call('LRANGE', 'denoised:finishes', 0, -1)
   if #finishes == 0 then return '' end
-  return string.format('%.6f', sharing * (now - tonumber(finishes[#finishes])) / #finishes)
+  return string.format('%.6f', share * (now - tonumber(finishes[#finishes])) / #finishes)
 end
 
 if owner ~= '' then
