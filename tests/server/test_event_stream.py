@@ -14,8 +14,9 @@ import pytest
 from http_harness import Api, FakeWorker, WireEvent, serving, until
 
 from config.settings import Settings
+from jobs.checkpoints import checkpoint_key
 from jobs.events import Event
-from jobs.types import EventType, Usage
+from jobs.types import Checkpoint, EventType, Usage
 from server import sse
 from server.schemas import JobEvent
 
@@ -77,8 +78,13 @@ def test_the_last_event_links_the_outputs_and_tells_no_blob_key(
 def test_every_kind_of_event_is_as_described(api: Api, worker: FakeWorker) -> None:
     ids = [api.submit()["id"] for _ in range(3)]
     job = worker.claim()
-    assert worker.leases.requeue(job, "drain", refund_attempt=True, usage=Usage())
-    worker.step(job := worker.claim(), 1, preview=b"jpeg")
+    checkpoint = Checkpoint(checkpoint_key(job.id, job.execution_id, 2), 2, "0" * 64)
+    assert worker.leases.record_checkpoint(job, checkpoint, Usage(steps=2))
+    assert worker.leases.requeue(job, "drained", refund_attempt=True, usage=Usage(steps=2))
+    assert api.job(job.id)["progress"]["step"] == 2
+    job = worker.claim()
+    assert worker.leases.restarted(job, "checkpoint_missing")
+    worker.step(job, 1, preview=b"jpeg")
     worker.succeed(job)
     worker.fail(worker.claim())
     api.client.post(f"/v1/jobs/{ids[2]}/cancel")
