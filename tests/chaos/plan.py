@@ -161,8 +161,8 @@ def _job(chance: random.Random, number: int, span: float, jobs: int) -> PlannedJ
         "step_seconds": chance.choice((0.0, 0.002, 0.005, 0.02, 0.05)),
     }
     ending, cancel_after = "succeeded", None
-    # A few of the worst in every run, however short; every one takes five workers down, which
-    # takes its time.
+    # A few of the worst in every run, however short. They come early: each takes a worker down with
+    # every attempt, which takes its time.
     if number < max(1, jobs // 500):
         ending, at, given["failure"] = "worker_lost", 0.5 * at, "crash"
     elif number < max(1, jobs // 500) + jobs // 1000:

@@ -127,7 +127,7 @@ async def test_a_job_that_kills_its_worker_does_not_take_its_neighbours_with_it(
     assert {records[job].attempt for job in sound} == {2}
 
 
-async def test_a_last_attempt_has_the_worker_to_itself(here: Station) -> None:
+async def test_a_suspect_has_the_worker_to_itself(here: Station) -> None:
     here.settings = here.settings.model_copy(update={"max_attempts": 2})
     here.store._settings = here.settings
     first = here.start(step_seconds=0.02)
