@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -105,10 +106,16 @@ class EngineLoop:
             preview_seconds=1e9,
         )
 
-    def run(self, arrivals: Sequence[tuple[float, ClaimedJob]]) -> None:
+    def run(
+        self,
+        arrivals: Sequence[tuple[float, ClaimedJob]],
+        *,
+        followers: Iterable[tuple[float, ClaimedJob]] = (),
+    ) -> None:
         """Work off jobs that arrive so many seconds after the start, in that order.
 
-        No two may have the same seed.
+        One of the `followers` arrives so many seconds after the end of each job. No two jobs may
+        have the same seed.
         """
         self.times, self.files = {}, {}
         self._data.clear()
@@ -116,7 +123,11 @@ class EngineLoop:
             watched.step_seconds.clear()
         started = time.perf_counter()
         waiting = [(started + after, job) for after, job in arrivals]
+        ended, followers = 0, iter(followers)
         while waiting or not self._engine.is_idle:
+            if ended < len(self.files):
+                ended = len(self.files)
+                waiting += [(time.perf_counter() + after, j) for after, j in islice(followers, 1)]
             now = time.perf_counter()
             ranks = self._engine.open_ranks()
             due = [
