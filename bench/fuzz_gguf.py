@@ -35,13 +35,13 @@ import torch
 
 from config.model_spec import Residency
 from models.errors import CheckpointError
+from models.wan.gguf_inspection import inspect_gguf
 from models.wan.transformer import WanVaceTransformer
 from models.wan.transformer_config import WanVaceConfig, expected_shapes
 from models.wan.transformer_loading import load_transformer
 from models.weights.gguf.file import GgufFile
 from models.weights.gguf.format import QuantType
 from models.weights.gguf.header import GgufHeader, read_header
-from models.weights.gguf.inspection import inspect_gguf
 
 WHERE = "case.gguf"
 MOST_SECONDS = 1.0

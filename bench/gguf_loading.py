@@ -29,7 +29,7 @@ from bench.precision import DTYPE
 from bench.synthetic_gguf import TINY, write_diffusers_config, write_random_model
 from models.wan.transformer_loading import load_transformer
 from models.weights.gguf.file import GgufFile
-from models.weights.gguf.recipe import FileType
+from models.weights.gguf.file_type import FileType
 
 ROOT = Path(__file__).parent.parent
 _CPU = torch.device("cpu")

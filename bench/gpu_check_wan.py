@@ -36,9 +36,9 @@ from models.wan.transformer_config import WanVaceConfig
 from models.wan.transformer_loading import load_transformer
 from models.wan.transformer_names import to_diffusers
 from models.weights.gguf.dequantize import dequantize
+from models.weights.gguf.file_type import FileType
 from models.weights.gguf.format import BLOCK, QuantType
 from models.weights.gguf.packed_tensor import PackedTensor
-from models.weights.gguf.recipe import FileType
 from models.weights.gguf.writer import PlannedTensor
 from models.weights.packed.fp8_linear import Fp8Linear
 from models.weights.packed.linear import PackedLinear

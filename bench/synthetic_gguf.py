@@ -16,10 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.wan.gguf_convert import ARCHITECTURE
+from models.wan.gguf_recipe import tensor_type
 from models.wan.transformer_config import WanVaceConfig, expected_shapes
-from models.weights.gguf.convert import ARCHITECTURE
+from models.weights.gguf.file_type import FileType
 from models.weights.gguf.format import BLOCK, QuantType
-from models.weights.gguf.recipe import FileType, tensor_type
+from models.weights.gguf.plain_types import PLAIN_DTYPES
 from models.weights.gguf.writer import PlannedTensor, write_gguf
 
 VACE_1_3B = WanVaceConfig(
@@ -48,11 +50,6 @@ _FACTORS: dict[QuantType, dict[int, float]] = {
     QuantType.IQ4_NL: {0: 1 / 70},
     QuantType.IQ4_XS: {0: 1 / 1300},
 }
-_PLAIN = {
-    QuantType.F32: torch.float32,
-    QuantType.F16: torch.float16,
-    QuantType.BF16: torch.bfloat16,
-}
 
 
 def planned_tensors(config: WanVaceConfig, file_type: FileType) -> list[PlannedTensor]:
@@ -68,10 +65,10 @@ def random_blocks(tensor: PlannedTensor, random: np.random.Generator) -> Tensor:
 
     Plain numbers are normal around zero, those of norms around one.
     """
-    if tensor.type in _PLAIN:
+    if tensor.type in PLAIN_DTYPES:
         center = float(".norm" in tensor.name and tensor.name.endswith(".weight"))
         values = random.standard_normal(tensor.elements, np.float32) * WEIGHT + center
-        return torch.from_numpy(values).to(_PLAIN[tensor.type]).view(torch.uint8)
+        return torch.from_numpy(values).to(PLAIN_DTYPES[tensor.type]).view(torch.uint8)
     _, size = BLOCK[tensor.type]
     words = random.integers(0, 2**64 - 1, -(-tensor.nbytes // 8), np.uint64, endpoint=True)
     data = torch.from_numpy(words.view(np.uint8)[: tensor.nbytes])

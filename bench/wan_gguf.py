@@ -33,7 +33,7 @@ from bench.sdcpp import SdcppStep
 from bench.synthetic_gguf import VACE_1_3B, write_diffusers_config, write_random_model
 from bench.wan_steps import Clip, Sizes, Step, diffusers_step, our_step, relative_difference
 from models.wan.transformer_config import WanVaceConfig
-from models.weights.gguf.recipe import FileType
+from models.weights.gguf.file_type import FileType
 
 FILE_TYPES = (FileType.Q8_0, FileType.Q4_K_M)
 LATENTS = (3, 32, 32)

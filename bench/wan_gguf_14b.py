@@ -27,7 +27,7 @@ from bench.run import table
 from bench.synthetic_gguf import VACE_14B, planned_tensors, write_random_model
 from bench.wan_steps import Clip, Sizes, our_step
 from models.wan.transformer_config import WanVaceConfig
-from models.weights.gguf.recipe import FileType
+from models.weights.gguf.file_type import FileType
 
 FILE_TYPE = FileType.Q4_K_M
 LATENTS = (1, 32, 32)

@@ -28,8 +28,8 @@ from bench.wan_steps import Clip
 from models.wan.autoencoder_config import WanAutoencoderConfig
 from models.weights.gguf.dequantize import dequantize
 from models.weights.gguf.file import GgufFile
+from models.weights.gguf.file_type import FileType
 from models.weights.gguf.format import BLOCK, QuantType
-from models.weights.gguf.recipe import FileType
 from models.weights.gguf.writer import PlannedTensor
 
 HERE = bench.run.FOLDER.parent

@@ -13,7 +13,7 @@ from denoised.errors import CommandError
 from denoised.sizes import format_size
 
 if TYPE_CHECKING:
-    from models.weights.gguf.inspection import Architecture, Inspection
+    from models.wan.gguf_inspection import Architecture, Inspection
 
 _NAMES_SHOWN = 10
 
@@ -27,7 +27,7 @@ def inspect(
     Memory is that of the weights, in each way they can rest in memory.
     """
     from models.errors import CheckpointError
-    from models.weights.gguf.inspection import inspect_gguf
+    from models.wan.gguf_inspection import inspect_gguf
 
     try:
         found = inspect_gguf(file)

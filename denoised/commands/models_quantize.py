@@ -25,7 +25,7 @@ def quantize(
 ) -> None:
     """Quantise a Wan-VACE transformer to GGUF, with the mixed precision the community uses."""
     from models.errors import CheckpointError
-    from models.weights.gguf.recipe import FileType
+    from models.weights.gguf.file_type import FileType
 
     if type_name.upper() not in FileType.__members__:
         known = ", ".join(FileType.__members__)
@@ -44,7 +44,7 @@ def quantize(
         TimeRemainingColumn,
     )
 
-    from models.weights.gguf.convert import convert_to_gguf
+    from models.wan.gguf_convert import convert_to_gguf
 
     columns = (
         TextColumn("{task.description}"),

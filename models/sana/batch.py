@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from models.sana.conditioning import TextConditioning, TimeModulation
+from models.sana.conditioning import TextConditioning
 from models.sana.generation import SanaGeneration
+from models.time_modulation import TimeModulation
 
 
 class BatchConditioning:

@@ -15,7 +15,8 @@ from torch import Tensor
 from models.pipeline import ImageRequest
 from models.samplers import SamplerPlan
 from models.samplers.sampled_generation import SampledGeneration
-from models.sana.conditioning import TextConditioning, TimeModulation
+from models.sana.conditioning import TextConditioning
+from models.time_modulation import TimeModulation
 
 _serials = itertools.count()
 

@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from config.model_spec import ModelSpec
 from models.errors import CheckpointError
+from models.latent_preview import LatentPreview
 from models.pictures import to_images
 from models.pipeline import Generation, ImageRequest, KeepGoing, to_the_end
 from models.samplers import SAMPLERS
@@ -28,7 +29,6 @@ from models.sana.autoencoder_dc import AutoencoderDC
 from models.sana.batch import BatchConditioning, serials_of
 from models.sana.checkpoint import PIXELS_PER_LATENT, SanaCheckpoint
 from models.sana.generation import SanaGeneration
-from models.sana.preview import LatentPreview
 from models.sana.text_encoder import SanaTextEncoder
 from models.sana.transformer import SanaTransformer
 from models.weights.safetensors_folder import load_module

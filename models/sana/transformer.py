@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.sana.blocks import RMSNorm, SanaBlock, modulated_layer_norm
-from models.sana.conditioning import TextConditioning, TimeModulation
+from models.sana.conditioning import TextConditioning
 from models.sana.embeddings import (
     CaptionProjection,
     TimeEmbedding,
@@ -21,6 +21,7 @@ from models.sana.embeddings import (
     position_embedding,
 )
 from models.sana.transformer_config import SanaTransformerConfig
+from models.time_modulation import TimeModulation
 
 __all__ = ["SanaTransformer", "SanaTransformerConfig", "TextConditioning", "TimeModulation"]
 

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from models.errors import CheckpointError, UnsupportedCheckpoint
+from models.wan.gguf_identify import Kind, identify, require_wan_vace
 from models.wan.transformer_config import WanVaceConfig, infer_config
 from models.wan.transformer_names import to_original
 from models.weights.gguf.header import open_header
-from models.weights.gguf.identify import Kind, identify, require_wan_vace
 from models.weights.json_file import read_json_object
 from models.weights.safetensors_header import read_shapes
 from models.weights.shards import first_shards, shard_files
 
 PIPELINE_CLASS = "WanVACEPipeline"
 
-# Brings a map from latents to colours, see `models.sana.preview`, which loads the tensor library.
+# Brings a map from latents to colours, see `models.latent_preview`, which loads the tensor library.
 _PREVIEW_FILE = "preview.safetensors"
 
 # The official commands for VACE shift this far; a diffusers folder says its own.

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from config.model_spec import ModelSpec
 from models.errors import CheckpointError
+from models.latent_preview import LatentPreview
 from models.pictures import to_frames
 from models.pipeline import Clip, Generation, KeepGoing, VideoRequest, to_the_end
 from models.samplers import WAN_SAMPLERS
 from models.samplers.sampled_generation import take_step
-from models.sana.preview import LatentPreview
 from models.wan.autoencoder import WanAutoencoder
 from models.wan.autoencoder_loading import load_autoencoder
 from models.wan.canvas import paint

@@ -11,13 +11,13 @@ from config.model_spec import ModelSpec, Residency
 from models.errors import CheckpointError
 from models.wan.autoencoder_loading import autoencoder_shapes
 from models.wan.checkpoint import WanVaceCheckpoint
+from models.wan.gguf_inspection import memory_by_residency
 from models.wan.latent_shape import PIXELS_PER_LATENT, latent_frames
 from models.wan.transformer_config import expected_shapes
 from models.wan.umt5_config import EMBEDDING
 from models.wan.umt5_names import UNUSED, to_transformers
 from models.weights.gguf.header import open_header
-from models.weights.gguf.inspection import memory_by_residency
-from models.weights.host_memory import free_host_bytes
+from models.weights.host_memory import available_host_bytes
 from models.weights.packed.fp8_linear import supports_fp8
 from models.weights.residency import Plan, choose_residency
 from models.weights.safetensors_folder import weight_files
@@ -45,7 +45,7 @@ def plan_placement(
     tokens //= math.prod(config.patch_size)
     live = _LIVE_CHANNELS * config.dim + 2 * config.ffn_dim
     on_cuda = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if on_cuda else free_host_bytes()
+    free = torch.cuda.mem_get_info(device)[0] if on_cuda else available_host_bytes()
     beside = _text_encoder_bytes(checkpoint.text_encoder, dtype, spec.variant)
     beside += _autoencoder_bytes(checkpoint.autoencoder, spec.variant)
     try:

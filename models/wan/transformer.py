@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.sana.conditioning import TimeModulation
+from models.time_modulation import TimeModulation
 from models.wan.blocks import VaceBlock, WanBlock, modulated_layer_norm
 from models.wan.rope import rotations
 from models.wan.step_conditioning import TextConditioning, pad_prompts

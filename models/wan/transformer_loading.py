@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from config.model_spec import Residency
 from models.errors import CheckpointError
+from models.wan.gguf_identify import require_wan_vace
 from models.wan.tensor_check import check_shapes
 from models.wan.transformer import WanVaceTransformer
 from models.wan.transformer_config import WanVaceConfig, expected_shapes, infer_config
 from models.wan.transformer_names import to_original
 from models.wan.transformer_tensors import StoredTensor, gguf_tensors, safetensors_tensors
 from models.weights.gguf.file import GgufFile
-from models.weights.gguf.identify import require_wan_vace
 from models.weights.packed.fp8_linear import Fp8Linear, fits_fp8
 from models.weights.packed.linear import PackedLinear
 from models.weights.skeleton import skeleton

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-_PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+PREFIXES = ("model.diffusion_model.", "diffusion_model.")
+"""What converters put before the names of a diffusion model's tensors."""
 
 # Whole stems outside of the blocks. `scale_shift_table` and `proj_out` mean other things inside.
 _TOP_LEVEL = {
@@ -40,7 +41,7 @@ def to_original(name: str) -> str:
     >>> to_original("model.diffusion_model.head.modulation")
     'head.modulation'
     """
-    for prefix in _PREFIXES:
+    for prefix in PREFIXES:
         name = name.removeprefix(prefix)
     if name == "scale_shift_table":
         return "head.modulation"

@@ -16,17 +16,12 @@ from torch import Tensor
 from models.errors import CheckpointError
 from models.weights.gguf.dequantize import dequantize
 from models.weights.gguf.file import GgufFile
-from models.weights.gguf.format import BLOCK, QuantType
+from models.weights.gguf.format import BLOCK
 from models.weights.gguf.packed_tensor import PackedTensor
+from models.weights.gguf.plain_types import PLAIN_DTYPES
 from models.weights.gguf.tensor_records import TensorInfo
 from models.weights.safetensors_folder import read_tensors, weight_files
 from models.weights.shards import shard_files
-
-_PLAIN = {
-    QuantType.F32: torch.float32,
-    QuantType.F16: torch.float16,
-    QuantType.BF16: torch.bfloat16,
-}
 
 
 class StoredTensor(ABC):
@@ -48,7 +43,7 @@ class StoredTensor(ABC):
 class _GgufTensor(StoredTensor):
     def __init__(self, file: GgufFile, info: TensorInfo) -> None:
         self.name, self.shape = info.name, info.shape
-        self.plain_dtype = _PLAIN.get(info.type)
+        self.plain_dtype = PLAIN_DTYPES.get(info.type)
         self._file, self._type = file, info.type
 
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:

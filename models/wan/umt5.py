@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.errors import CheckpointError, UnsupportedCheckpoint
+from models.wan.gguf_identify import Kind, identify
 from models.wan.tensor_check import check_shapes
 from models.wan.transformer_tensors import StoredTensor, gguf_tensors, safetensors_tensors
 from models.wan.umt5_config import EMBEDDING, Umt5Config, expected_shapes, infer_config
@@ -22,7 +23,6 @@ from models.wan.umt5_layers import Umt5
 from models.wan.umt5_names import UNUSED, to_transformers
 from models.weights.gguf.dequantize import dequantize
 from models.weights.gguf.file import GgufFile
-from models.weights.gguf.identify import Kind, identify
 from models.weights.gguf.packed_tensor import PackedTensor
 from models.weights.json_file import read_json_object
 from models.weights.packed.linear import PackedLinear

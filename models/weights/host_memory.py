@@ -32,7 +32,7 @@ _V1 = _Version(
 )
 
 
-def free_host_bytes(root: Path = Path("/")) -> int:
+def available_host_bytes(root: Path = Path("/")) -> int:
     """Bytes that can be taken without swapping or being killed, 0 or more.
 
     `root` is where `proc` and `sys` are mounted. Without any of their files it is the memory that

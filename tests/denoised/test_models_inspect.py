@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 from denoised.commands.models import app
 from denoised.errors import CommandError
 from models.wan.transformer_config import expected_shapes
+from tests.models.wan.wan_files import CONFIG, write_wan
 from tests.models.weights.gguf.handmade import file, record, text_entry
-from tests.models.weights.gguf.wan_files import CONFIG, write_wan
 
 
 def inspect(*arguments: object) -> str:

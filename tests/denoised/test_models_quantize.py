@@ -14,7 +14,7 @@ from denoised.errors import CommandError
 from models.wan.transformer_config import expected_shapes
 from models.weights.gguf.file import GgufFile
 from models.weights.gguf.format import QuantType
-from tests.models.weights.gguf.wan_files import CONFIG
+from tests.models.wan.wan_files import CONFIG
 
 
 def quantize(*arguments: object) -> str:

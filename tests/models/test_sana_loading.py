@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from models.catalogue import describe
 from models.errors import CheckpointError
+from models.latent_preview import PREVIEW_FILE
 from models.loading import load
 from models.sana.pipeline import SanaPipeline
-from models.sana.preview import PREVIEW_FILE
 from tests.models.runs import (
     REQUEST,
     finish,

@@ -28,9 +28,9 @@ from models.demo.wan.train_autoencoder import CONFIG as AUTOENCODER
 from models.demo.wan.train_autoencoder import load_autoencoder
 from models.demo.wan.train_transformer import CONFIG as TRANSFORMER
 from models.wan.autoencoder import WanAutoencoder
+from models.wan.gguf_convert import convert_to_gguf
 from models.wan.transformer_names import to_diffusers
-from models.weights.gguf.convert import convert_to_gguf
-from models.weights.gguf.recipe import FileType
+from models.weights.gguf.file_type import FileType
 
 NAME = "wan-vace-demo"
 QUANTISED = (FileType.Q8_0, FileType.Q4_K_M)

@@ -17,17 +17,12 @@ from torch import Tensor
 from models.weights.gguf import dequantize_iq4, dequantize_k
 from models.weights.gguf.bits import field, spread_bits, words
 from models.weights.gguf.format import BLOCK, QuantType
+from models.weights.gguf.plain_types import PLAIN_DTYPES
 
 # Elements treated at once: few enough for the caches, many enough that the calls cost little.
 _PIECE = 1 << 20
 # An accelerator has no such cache, but the float32 intermediates should stay small beside a model.
 _DEVICE_PIECE = 1 << 26
-
-_PLAIN = {
-    QuantType.F32: torch.float32,
-    QuantType.F16: torch.float16,
-    QuantType.BF16: torch.bfloat16,
-}
 
 
 def dequantize(
@@ -56,7 +51,7 @@ def dequantize(
     elements, size = BLOCK[type]
     blocks = _aligned(data).view(-1, size)
     result = out.view(-1, elements)
-    if (stored := _PLAIN.get(type)) is not None:
+    if (stored := PLAIN_DTYPES.get(type)) is not None:
         result.copy_(blocks.view(stored))
         return out
     unpack = _UNPACK[type]

@@ -14,16 +14,11 @@ from torch import Tensor
 
 from models.weights.gguf import pack_k
 from models.weights.gguf.format import BLOCK, QuantType
+from models.weights.gguf.plain_types import PLAIN_DTYPES
 
 # Elements treated at once by each thread.
 _PIECE = 1 << 16
 _LARGEST_HALF = 65504.0
-
-_PLAIN = {
-    QuantType.F32: torch.float32,
-    QuantType.F16: torch.float16,
-    QuantType.BF16: torch.bfloat16,
-}
 
 
 class QuantizationError(ValueError):
@@ -37,7 +32,7 @@ def quantize(tensor: Tensor, type: QuantType) -> Tensor:
     blocks, and when a value is not finite or beyond half precision (BF16 and F32 take any value).
     """
     elements, size = BLOCK[type]
-    if type not in _PLAIN and type not in _PACK:
+    if type not in PLAIN_DTYPES and type not in _PACK:
         raise QuantizationError(f"{type.name} can be read but not written")
     if not tensor.is_floating_point() or tensor.ndim == 0:
         raise QuantizationError(f"{type.name} needs rows of floating-point numbers")
@@ -50,7 +45,7 @@ def quantize(tensor: Tensor, type: QuantType) -> Tensor:
         tensor = tensor.float()
     if type not in (QuantType.F32, QuantType.BF16):
         _check_range(tensor, type)
-    if (stored := _PLAIN.get(type)) is not None:
+    if (stored := PLAIN_DTYPES.get(type)) is not None:
         return tensor.to(stored).contiguous().view(torch.uint8)
     blocks = tensor.contiguous().view(-1, elements)
     out = torch.empty(len(blocks), size, dtype=torch.uint8, device=tensor.device)

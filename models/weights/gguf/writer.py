@@ -20,8 +20,8 @@ import numpy as np
 from torch import Tensor
 
 from models.errors import CheckpointError
+from models.weights.gguf.file_type import FileType
 from models.weights.gguf.format import BLOCK, DEFAULT_ALIGNMENT, QuantType
-from models.weights.gguf.recipe import FileType
 
 
 @dataclass(frozen=True, slots=True)

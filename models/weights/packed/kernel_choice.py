@@ -11,15 +11,10 @@ from functools import cache
 import torch
 
 from models.weights.gguf.format import BLOCK, QuantType
+from models.weights.gguf.plain_types import PLAIN_DTYPES
 
 FUSED_ROWS = 64
 """Up to so many rows of input, reading the packed weight is all the work there is."""
-
-_FLOAT_DTYPES = {
-    QuantType.F32: torch.float32,
-    QuantType.F16: torch.float16,
-    QuantType.BF16: torch.bfloat16,
-}
 
 
 class Kernel(StrEnum):
@@ -45,7 +40,7 @@ def choose_kernel(
     Many rows make the product itself the cost, and the vendor's matrix product beats ours; a few
     rows make reading the weight the cost, so that it should be read once and in its packed form.
     """
-    if _FLOAT_DTYPES.get(type) is dtype:
+    if PLAIN_DTYPES.get(type) is dtype:
         return Kernel.VIEW
     few = rows is not None and rows <= FUSED_ROWS
     if device_type == "cpu" and few:

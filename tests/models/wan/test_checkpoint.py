@@ -12,14 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from models.catalogue import describe, discover
 from models.errors import CheckpointError, UnsupportedCheckpoint
+from models.latent_preview import PREVIEW_FILE
 from models.loading import weights_of
-from models.sana.preview import PREVIEW_FILE
 from models.wan.checkpoint import WanVaceCheckpoint
+from models.wan.gguf_convert import convert_to_gguf
 from models.wan.pipeline import WanVacePipeline
 from models.wan.spec import NEGATIVE_PROMPT
 from models.wan.transformer_names import to_original
-from models.weights.gguf.convert import convert_to_gguf
-from models.weights.gguf.recipe import FileType
+from models.weights.gguf.file_type import FileType
 from tests.models.runs import relative_error
 from tests.models.tiny import edit_json
 from tests.models.wan.tiny_checkpoint import load, request, run, write_checkpoint
@@ -245,7 +245,7 @@ def test_another_pipeline_is_refused(wan_copy: Path):
 
 
 def test_weights_that_do_not_fit_the_memory_are_refused_with_the_numbers(plain_folder, monkeypatch):
-    monkeypatch.setattr("models.wan.placement.free_host_bytes", lambda: 1000)
+    monkeypatch.setattr("models.wan.placement.available_host_bytes", lambda: 1000)
     with pytest.raises(CheckpointError, match=r"Tiny_VACE-Q8_0\.gguf: packed weights take"):
         load(plain_folder)
 

@@ -30,7 +30,7 @@ def test_room_is_left_for_the_text_encoder_and_the_autoencoder(
         return choose_residency(**sizes)
 
     monkeypatch.setattr(placement, "choose_residency", noted)
-    monkeypatch.setattr(placement, "free_host_bytes", lambda: 10**9)
+    monkeypatch.setattr(placement, "available_host_bytes", lambda: 10**9)
     placement.plan_placement(spec, checkpoint, CPU, torch.float32)
     # Without its embedding table, which stays in the mapped file.
     encoder = wan_pipeline.text_encoder._encoder._model
@@ -39,7 +39,7 @@ def test_room_is_left_for_the_text_encoder_and_the_autoencoder(
     assert given["free_bytes"] == 10**9 - text - autoencoder
     assert given["bf16_bytes"] == sum(p.nbytes for p in wan_pipeline.transformer.parameters())
 
-    monkeypatch.setattr(placement, "free_host_bytes", lambda: text)
+    monkeypatch.setattr(placement, "available_host_bytes", lambda: text)
     with pytest.raises(CheckpointError, match="GB of text encoder and autoencoder"):
         placement.plan_placement(spec, checkpoint, CPU, torch.float32)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from models.weights.host_memory import free_host_bytes
+from models.weights.host_memory import available_host_bytes
 
 GIB = 1 << 30
 
@@ -36,24 +36,24 @@ def group(folder: Path, limit: int | str, usage: int, inactive: int = 0, version
 
 def test_without_limits_it_is_what_the_machine_has_available(tmp_path: Path) -> None:
     group(machine(tmp_path) / "sys/fs/cgroup", "max", 3 * GIB)
-    assert free_host_bytes(tmp_path) == 16 * GIB
+    assert available_host_bytes(tmp_path) == 16 * GIB
 
 
 def test_a_limit_of_the_container_counts_and_droppable_file_pages_are_free(tmp_path: Path) -> None:
     group(machine(tmp_path) / "sys/fs/cgroup", 8 * GIB, 6 * GIB, inactive=5 * GIB)
-    assert free_host_bytes(tmp_path) == 7 * GIB
+    assert available_host_bytes(tmp_path) == 7 * GIB
 
 
 def test_a_limit_beyond_what_the_machine_has_left_changes_nothing(tmp_path: Path) -> None:
     group(machine(tmp_path, available=2 * GIB) / "sys/fs/cgroup", 8 * GIB, GIB)
-    assert free_host_bytes(tmp_path) == 2 * GIB
+    assert available_host_bytes(tmp_path) == 2 * GIB
 
 
 def test_the_tightest_group_around_the_process_counts(tmp_path: Path) -> None:
     root = machine(tmp_path, groups="0::/system.slice/denoised.service\n") / "sys/fs/cgroup"
     group(root / "system.slice", 6 * GIB, 2 * GIB)
     group(root / "system.slice/denoised.service", 5 * GIB, GIB // 2)
-    assert free_host_bytes(tmp_path) == 4 * GIB
+    assert available_host_bytes(tmp_path) == 4 * GIB
 
 
 @pytest.mark.parametrize("path", ["/", "/docker/0123", "/../0123"])
@@ -63,20 +63,20 @@ def test_version_1_counts_whether_or_not_the_container_sees_its_own_path(
     machine(tmp_path, groups=f"9:name=systemd:/\n5:cpu,memory:{path}\n3:cpuset:/\n0::/\n")
     mounted = tmp_path / "sys/fs/cgroup/memory"
     group(mounted, 4 * GIB, 3 * GIB, inactive=GIB, version=1)
-    assert free_host_bytes(tmp_path) == 2 * GIB
+    assert available_host_bytes(tmp_path) == 2 * GIB
 
 
 def test_version_1_without_a_limit_is_a_very_large_number(tmp_path: Path) -> None:
     machine(tmp_path, groups="4:memory:/\n")
     group(tmp_path / "sys/fs/cgroup/memory", 9223372036854771712, GIB, version=1)
-    assert free_host_bytes(tmp_path) == 16 * GIB
+    assert available_host_bytes(tmp_path) == 16 * GIB
 
 
 def test_more_used_than_allowed_leaves_nothing(tmp_path: Path) -> None:
     group(machine(tmp_path) / "sys/fs/cgroup", GIB, 2 * GIB)
-    assert free_host_bytes(tmp_path) == 0
+    assert available_host_bytes(tmp_path) == 0
 
 
 def test_a_system_that_tells_nothing_has_its_physical_memory(tmp_path: Path) -> None:
-    assert free_host_bytes(tmp_path) > 0
-    assert free_host_bytes() > 0
+    assert available_host_bytes(tmp_path) > 0
+    assert available_host_bytes() > 0

@@ -12,9 +12,9 @@ import torch
 from models.errors import CheckpointError
 from models.weights.gguf.dequantize import dequantize
 from models.weights.gguf.file import GgufFile
+from models.weights.gguf.file_type import FileType
 from models.weights.gguf.format import QuantType
 from models.weights.gguf.quantize import quantize
-from models.weights.gguf.recipe import FileType
 from models.weights.gguf.writer import PlannedTensor, write_gguf
 
 PLAN = [

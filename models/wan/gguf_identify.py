@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from models.errors import UnsupportedCheckpoint
+from models.wan.transformer_names import PREFIXES
 from models.weights.gguf.header import GgufHeader
 from models.weights.gguf.metadata import shown
-
-PREFIXES = ("model.diffusion_model.", "diffusion_model.")
-"""What converters put before the names of a diffusion model's tensors."""
 
 Naming = Literal["original", "diffusers"]
 

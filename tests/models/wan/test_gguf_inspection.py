@@ -13,14 +13,14 @@ import torch
 from bench.synthetic_gguf import write_random_model
 from config.model_spec import Residency
 from models.errors import CheckpointError
+from models.wan.gguf_identify import Kind
+from models.wan.gguf_inspection import inspect_gguf
 from models.wan.transformer_config import expected_shapes
 from models.wan.transformer_loading import load_transformer
+from models.weights.gguf.file_type import FileType
 from models.weights.gguf.format import QuantType
-from models.weights.gguf.identify import Kind
-from models.weights.gguf.inspection import inspect_gguf
-from models.weights.gguf.recipe import FileType
+from tests.models.wan.wan_files import CONFIG, write_wan
 from tests.models.weights.gguf.handmade import file, record
-from tests.models.weights.gguf.wan_files import CONFIG, write_wan
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model."])
@@ -126,7 +126,7 @@ def test_a_damaged_file_is_refused(tmp_path: Path) -> None:
 
 def test_inspecting_needs_no_tensor_library() -> None:
     code = (
-        "import sys, models.weights.gguf.inspection\n"
+        "import sys, models.wan.gguf_inspection\n"
         "print(*{'torch', 'numpy', 'gguf', 'safetensors'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

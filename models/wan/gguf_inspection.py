@@ -13,11 +13,11 @@ from pathlib import Path
 
 from config.model_spec import Residency
 from models.errors import CheckpointError
+from models.wan.gguf_identify import Identity, Kind, identify
 from models.wan.transformer_config import WanVaceConfig, expected_shapes, infer_config
 from models.wan.transformer_names import to_original
 from models.weights.gguf.format import BLOCK, QuantType
 from models.weights.gguf.header import GgufHeader, open_gguf
-from models.weights.gguf.identify import Identity, Kind, identify
 from models.weights.gguf.metadata import shown
 from models.weights.gguf.tensor_records import TensorInfo
 

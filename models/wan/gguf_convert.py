@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from models.errors import CheckpointError
+from models.wan.gguf_recipe import tensor_type
 from models.wan.transformer_config import WanVaceConfig, expected_shapes, infer_config
 from models.wan.transformer_names import to_original
 from models.wan.transformer_tensors import StoredTensor, safetensors_tensors
+from models.weights.gguf.file_type import FileType
 from models.weights.gguf.format import QuantType
 from models.weights.gguf.quantize import QuantizationError, quantize
-from models.weights.gguf.recipe import FileType, tensor_type
 from models.weights.gguf.writer import PlannedTensor, write_gguf
 from models.weights.json_file import read_json_object
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from models.wan.gguf_recipe import tensor_type
 from models.wan.transformer_config import WanVaceConfig, expected_shapes
+from models.weights.gguf.file_type import FileType
 from models.weights.gguf.format import BLOCK, QuantType
-from models.weights.gguf.recipe import FileType, tensor_type
 from models.weights.gguf.writer import PlannedTensor
 
 # Gigabytes of the published Wan2.1-VACE-14B files, to the digit they are given with.

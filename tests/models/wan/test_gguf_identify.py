@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from models.errors import UnsupportedCheckpoint
+from models.wan.gguf_identify import Kind, identify, require_wan_vace
+from models.wan.transformer_names import PREFIXES
 from models.weights.gguf.format import ARCHITECTURE_KEY, QuantType
 from models.weights.gguf.header import GgufHeader
-from models.weights.gguf.identify import PREFIXES, Kind, identify, require_wan_vace
 from models.weights.gguf.tensor_records import TensorInfo
 
 VACE_FILE = Path("f.gguf")

@@ -10,30 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from enum import IntEnum
 
+from models.weights.gguf.file_type import FileType
 from models.weights.gguf.format import BLOCK, QuantType
-
-
-class FileType(IntEnum):
-    """A mixture; the value is what `general.file_type` says of it in the file."""
-
-    F16 = 1
-    Q4_0 = 2
-    Q4_1 = 3
-    Q8_0 = 7
-    Q5_0 = 8
-    Q5_1 = 9
-    Q2_K = 10
-    Q3_K_S = 11
-    Q3_K_M = 12
-    Q4_K_S = 14
-    Q4_K_M = 15
-    Q5_K_S = 16
-    Q5_K_M = 17
-    Q6_K = 18
-    BF16 = 32
-
 
 _MAIN = {
     member: QuantType[member.name.removesuffix("_S").removesuffix("_M")] for member in FileType

@@ -9,14 +9,14 @@ import torch
 from safetensors.torch import save_file
 
 from models.errors import CheckpointError, UnsupportedCheckpoint
+from models.wan.gguf_convert import convert_to_gguf
+from models.wan.gguf_identify import Kind, identify
 from models.wan.transformer_config import expected_shapes
-from models.weights.gguf.convert import convert_to_gguf
 from models.weights.gguf.dequantize import dequantize
 from models.weights.gguf.file import GgufFile
+from models.weights.gguf.file_type import FileType
 from models.weights.gguf.format import QuantType
-from models.weights.gguf.identify import Kind, identify
-from models.weights.gguf.recipe import FileType
-from tests.models.weights.gguf.wan_files import CONFIG
+from tests.models.wan.wan_files import CONFIG
 
 DIFFUSERS = {
     "self_attn": "attn1",
