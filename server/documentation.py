@@ -24,7 +24,7 @@ _MEANINGS = {
     415: "The body is not JSON in UTF-8, or not a form where one is needed.",
     416: "The range lies outside the file.",
     422: "A field is wrong: `param` names it, `detail` tells what is allowed.",
-    503: "The queue is full or Redis does not answer; `Retry-After` says when to try again.",
+    503: "Too much waits or Redis does not answer; `Retry-After` says when to try again.",
 }
 
 

@@ -25,6 +25,7 @@ from jobs.errors import (
     StoredFileNotFound,
     StoreUnavailable,
 )
+from jobs.media.info import ChecksBusy
 from server.problems import (
     FieldError,
     Problem,
@@ -136,6 +137,15 @@ def _queue_full(error: QueueFull) -> Problem:
     )
 
 
+def _checks_busy(error: ChecksBusy) -> Problem:
+    return Problem(
+        503,
+        ProblemCode.OVERLOADED,
+        "Too many files are being checked; this one was not kept.",
+        headers={"Retry-After": str(error.retry_after)},
+    )
+
+
 def _idempotency_conflict(_: IdempotencyConflict) -> Problem:
     return Problem(
         422,
@@ -158,6 +168,7 @@ _TRANSLATIONS: dict[type[Exception], Callable[[Any], Problem]] = {
     StoredFileNotFound: _file_not_found,
     JobActive: _active,
     QueueFull: _queue_full,
+    ChecksBusy: _checks_busy,
     IdempotencyConflict: _idempotency_conflict,
     InvalidInput: _invalid_input,
     StoreUnavailable: _unavailable,

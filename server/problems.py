@@ -41,7 +41,7 @@ class ProblemCode(StrEnum):
 TITLES = {
     ProblemCode.INVALID_INPUT: "Invalid input",
     ProblemCode.UNSUPPORTED_MODEL: "Unsupported model",
-    ProblemCode.OVERLOADED: "The queue is full",
+    ProblemCode.OVERLOADED: "Too much waits",
     ProblemCode.INTERNAL: "Internal error",
     ProblemCode.MALFORMED_BODY: "Malformed body",
     ProblemCode.UNSUPPORTED_MEDIA_TYPE: "Unsupported media type",
