@@ -97,9 +97,12 @@ class Settings(BaseSettings):
         default=50_000_000, ge=1, le=1 << 26, description="Of one picture or frame."
     )
     max_file_frames: int = Field(default=1000, ge=1, description="Of one clip.")
+    max_file_total_pixels: int = Field(
+        default=1_000_000_000, ge=1, description="Of all frames of one clip together."
+    )
     max_file_duration_seconds: float = Field(default=600.0, gt=0, description="Of one clip.")
     file_check_seconds: float = Field(
-        default=30.0, gt=0, description="Longest time that decoding an upload may take."
+        default=30.0, gt=0, description="Processor time that decoding an upload may take."
     )
     file_ttl_seconds: int = Field(default=86_400, ge=1, description="Uploads; jobs keep theirs.")
     result_ttl_seconds: int = Field(default=86_400, ge=1)

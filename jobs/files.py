@@ -64,6 +64,7 @@ def media_limits(settings: Settings) -> MediaLimits:
     return MediaLimits(
         max_pixels=settings.max_file_pixels,
         max_frames=settings.max_file_frames,
+        max_total_pixels=settings.max_file_total_pixels,
         max_duration_seconds=settings.max_file_duration_seconds,
     )
 

@@ -26,8 +26,7 @@ _MEANINGS = {
     416: "The range lies outside the file.",
     422: "A field is wrong: `param` names it, `detail` tells what is allowed.",
     429: "A quota of the API key is used up; `Retry-After` says when to try again.",
-    503: "The queue is full, too long for the deadline, or Redis does not answer; `Retry-After` "
-    "says when to try again.",
+    503: "Too much waits, or Redis does not answer; `Retry-After` says when to try again.",
 }
 
 

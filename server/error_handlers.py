@@ -28,6 +28,7 @@ from jobs.errors import (
     StoredFileNotFound,
     StoreUnavailable,
 )
+from jobs.media.info import ChecksBusy
 from server.problems import (
     FieldError,
     Problem,
@@ -148,6 +149,15 @@ def _quota_exceeded(error: QuotaExceeded) -> Problem:
     )
 
 
+def _checks_busy(error: ChecksBusy) -> Problem:
+    return Problem(
+        503,
+        ProblemCode.OVERLOADED,
+        "Too many files are being checked; this one was not kept.",
+        headers={"Retry-After": str(error.retry_after)},
+    )
+
+
 def _deadline_too_soon(error: DeadlineTooSoon) -> Problem:
     """One that no wait would help is the request's own fault."""
     asked = f"deadline_seconds is {error.deadline:g}"
@@ -189,6 +199,7 @@ _TRANSLATIONS: dict[type[Exception], Callable[[Any], Problem]] = {
     QueueFull: _queue_full,
     QuotaExceeded: _quota_exceeded,
     DeadlineTooSoon: _deadline_too_soon,
+    ChecksBusy: _checks_busy,
     IdempotencyConflict: _idempotency_conflict,
     InvalidInput: _invalid_input,
     StoreUnavailable: _unavailable,

@@ -47,7 +47,7 @@ TITLES = {
     ProblemCode.UNAUTHORIZED: "API key needed",
     ProblemCode.QUOTA_EXCEEDED: "Quota exceeded",
     ProblemCode.DEADLINE_EXCEEDED: "The deadline cannot be met",
-    ProblemCode.OVERLOADED: "The queue is full",
+    ProblemCode.OVERLOADED: "Too much waits",
     ProblemCode.INTERNAL: "Internal error",
     ProblemCode.MALFORMED_BODY: "Malformed body",
     ProblemCode.UNSUPPORTED_MEDIA_TYPE: "Unsupported media type",

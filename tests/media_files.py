@@ -58,6 +58,15 @@ def animation(format_: str = "WEBP", count: int = 5, milliseconds: int = 100) ->
     return buffer.getvalue()
 
 
+def slow_animation(count: int, side: int = 2000) -> bytes:
+    """A small file that takes long to decode: some twentieth of a second for each of its frames."""
+    frames = [Image.new("P", (side, side), n) for n in range(2)]
+    buffer = io.BytesIO()
+    more = [frames[n % 2] for n in range(1, count)]
+    frames[0].save(buffer, "GIF", save_all=True, append_images=more)
+    return buffer.getvalue()
+
+
 def clip(
     path: Path,
     count: int = 9,

@@ -1,11 +1,15 @@
 """Accepted pictures and clips as arrays, for workers.
 
-What comes out is what `MediaInfo` told when the file was accepted: upright, without alpha, at a
-constant frame rate.
+What comes out has the size that `MediaInfo` told when the file was accepted, upright and without
+alpha. Of a clip the times of its frames are read first; whoever asks chooses by them, and only
+what was chosen is turned into pixels.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice, repeat
 from pathlib import Path
 from typing import TypeAlias, cast
 
@@ -14,11 +18,15 @@ from numpy.typing import NDArray
 
 from jobs.media import pictures
 from jobs.media.info import MediaError
-from jobs.media.sniff import sniff
-from jobs.media.timing import constant_rate
-from jobs.media.videos import open_clip
+from jobs.media.sniff import Format, sniff
+from jobs.media.timing import Timeline, timeline
+from jobs.media.videos import Frame, open_clip
 
 Pixels: TypeAlias = NDArray[np.uint8]
+Choice: TypeAlias = Callable[[Timeline], Sequence[int]]
+
+ROUNDING = 1e-6
+"""Seconds by which equal times may differ."""
 
 
 def decode_image(path: Path) -> Pixels:
@@ -31,54 +39,95 @@ def decode_image(path: Path) -> Pixels:
 
 
 def decode_video(
-    path: Path, *, max_frames: int, max_pixels: int | None = None
-) -> tuple[Pixels, float]:
-    """The first `max_frames` frames, uint8 [T, height, width, 3], and frames a second.
+    path: Path, choose: Choice, *, max_frames: int, max_pixels: int | None = None
+) -> tuple[Pixels, Timeline]:
+    """The frames that `choose` picks, uint8 [T, height, width, 3], and when the clip's are shown.
 
-    Frames of more than `max_pixels` are shrunk as they come, aspect ratio kept, so that a large
-    source for a small canvas does not fill the memory. Raises `MediaError` for a still picture or
-    a broken file.
+    `choose` is asked once, before any pixels are made, and answers with indices of frames,
+    ascending; one may come several times. Decoding ends with the last of them. Of a clip with more
+    than `max_frames` only so many are seen. Frames of more than `max_pixels` are shrunk as they
+    come, aspect ratio kept, so that a large source for a small canvas does not fill the memory.
+    Raises `MediaError` for a still picture or a broken file.
     """
     format_, _ = sniff(path)
-    if format_ in ("mov", "matroska"):
-        frames, times, end = _clip_frames(path, format_, max_frames, max_pixels)
-    else:
-        frames, times, end = _picture_frames(path, format_, max_frames, max_pixels)
-    if not frames:
+    is_clip = format_ in ("mov", "matroska")
+    read = _clip_starts if is_clip else _picture_starts
+    starts, end = read(path, format_, max_frames)
+    if not starts:
         raise MediaError("has no frames")
-    indices, fps = constant_rate(times, end)
-    return np.stack([frames[index] for index in indices]), fps
+    when = timeline(starts, end)
+    chosen = choose(when)
+    pixels = _clip_pixels if is_clip else _picture_pixels
+    made = pixels(path, format_, [starts[index] for index in chosen], max_pixels)
+    return _collected(made, len(chosen)), when
 
 
-def _clip_frames(
-    path: Path, format_: str, max_frames: int, max_pixels: int | None
-) -> tuple[list[Pixels], list[float], float | None]:
-    frames: list[Pixels] = []
-    times: list[float] = []
-    end: float | None = None
+def _collected(frames: Iterator[Pixels], count: int) -> Pixels:
+    """`count` frames of one size in one array, written as they come."""
+    made: Pixels | None = None
+    filled = 0
+    for frame in frames:
+        if made is None:
+            made = np.empty((count, *frame.shape), np.uint8)
+        made[filled] = frame
+        filled += 1
+    if made is None or filled < count:
+        raise MediaError("has no frames" if made is None else "is cut off: frames are missing")
+    return made
+
+
+def _clip_starts(path: Path, format_: Format, max_frames: int) -> tuple[list[float], float | None]:
     with open_clip(path, format_) as clip:
-        for frame in clip.frames():
-            frames.append(clip.pixels(frame.picture, max_pixels=max_pixels))
-            times.append(frame.start)
-            end = frame.end
-            if len(frames) == max_frames:
-                break
-    return frames, times, end
+        return clip.starts(max_frames)
 
 
-def _picture_frames(
-    path: Path, format_: str, max_frames: int, max_pixels: int | None
-) -> tuple[list[Pixels], list[float], float]:
-    frames: list[Pixels] = []
-    times: list[float] = []
+def _clip_pixels(
+    path: Path, format_: Format, moments: Sequence[float], max_pixels: int | None
+) -> Iterator[Pixels]:
+    """The frames that are on show at `moments`, which are seconds, ascending."""
+    waiting = deque(moments)
+    with open_clip(path, format_) as clip:
+        shown: Frame | None = None
+        frames = clip.frames()
+        while waiting:
+            following = next(frames, None)
+            if shown is not None:
+                count = 0
+                while waiting and (following is None or waiting[0] < following.start - ROUNDING):
+                    waiting.popleft()
+                    count += 1
+                if count:
+                    yield from repeat(clip.pixels(shown.picture, max_pixels=max_pixels), count)
+            elif following is None:
+                return
+            shown = following
+
+
+def _picture_starts(path: Path, format_: Format, max_frames: int) -> tuple[list[float], float]:
+    starts: list[float] = []
     now = 0.0
     with pictures.open_picture(path, format_) as image:
         if pictures.num_frames(image) == 1:
             raise MediaError("is a still picture; a clip is needed")
-        for seconds, pixels in pictures.frames(image, max_pixels=max_pixels):
-            frames.append(pixels)
-            times.append(now)
+        for seconds in islice(pictures.durations(image), max_frames):
+            starts.append(now)
             now += seconds
-            if len(frames) == max_frames:
-                break
-    return frames, times, now
+    return starts, now
+
+
+def _picture_pixels(
+    path: Path, format_: Format, moments: Sequence[float], max_pixels: int | None
+) -> Iterator[Pixels]:
+    """The frames that start at `moments`, which are seconds, ascending."""
+    waiting = deque(moments)
+    now = 0.0
+    with pictures.open_picture(path, format_) as image:
+        for seconds in pictures.durations(image):
+            if not waiting:
+                return
+            if waiting[0] < now + seconds - ROUNDING:
+                pixels = pictures.pixels(image, max_pixels)
+                while waiting and waiting[0] < now + seconds - ROUNDING:
+                    waiting.popleft()
+                    yield pixels
+            now += seconds

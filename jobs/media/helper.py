@@ -1,17 +1,21 @@
 """The process that decodes untrusted files, so that what they do to a decoder stays here.
 
 Reads one JSON request a line, `{"path", "limits", "seconds"}`, and answers each with one line,
-`{"info"}` or `{"error"}`. A file that takes too long has the process killed by its own alarm, one
-that takes too much memory meets the process' limit; the end of the input is the end of it.
+`{"info"}`, `{"error"}` or, for a file that takes more processor time than that, `{"slow"}`. A file
+that holds the decoder up where it cannot be interrupted has the process killed by its limit
+(SIGXCPU), one that gets nowhere by its alarm (SIGALRM), and one that takes too much memory meets
+the process' limit; the end of the input is the end of it.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import resource
 import signal
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,6 +29,12 @@ from jobs.media.probe import probe
 READY = b"ready\n"
 """Said once the decoders are loaded, so that a failed start is not blamed on a file."""
 
+GRACE = 2
+"""Seconds of processor time that a decoder has to come back in."""
+
+PATIENCE = 10
+"""How many times its processor time a file may take by the clock, on a machine that is busy."""
+
 MAX_MEMORY_BYTES = 4 << 30
 """Address space: room for two dozen of the largest frames that a decoder may hold back."""
 
@@ -34,6 +44,7 @@ def main() -> None:
     answers = _take_stdout()
     # Ctrl-C at a terminal reaches every process; the one that started this one decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPROF, _on_time_up)
     resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     av.logging.set_level(None)
@@ -46,19 +57,45 @@ def main() -> None:
         answers.flush()
 
 
+class _TookLonger(BaseException):
+    """The time is up. Not an `Exception`: decoders' errors are turned into refusals."""
+
+
 def _answer(request: dict[str, Any]) -> dict[str, Any]:
     limits = MediaLimits.model_validate(request["limits"])
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
-    signal.setitimer(signal.ITIMER_REAL, request["seconds"])
     try:
-        info = probe(Path(request["path"]), limits=limits)
+        _start_clocks(request["seconds"])
+        try:
+            info = probe(Path(request["path"]), limits=limits)
+        finally:
+            _stop_clocks()
         return {"info": info.model_dump(mode="json")}
     except MediaError as error:
         return {"error": str(error)}
     except MemoryError:
         return {"error": "takes too much memory to decode"}
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+    except _TookLonger:
+        _stop_clocks()
+        return {"slow": True}
+
+
+def _start_clocks(seconds: float) -> None:
+    spent = time.process_time() + seconds + GRACE
+    resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(spent), resource.RLIM_INFINITY))
+    signal.setitimer(signal.ITIMER_REAL, seconds * PATIENCE)
+    # Again and again: what is raised while something is being cleaned up may be lost.
+    signal.setitimer(signal.ITIMER_PROF, seconds, GRACE / 4)
+
+
+def _stop_clocks() -> None:
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    resource.setrlimit(resource.RLIMIT_CPU, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def _on_time_up(number: int, frame: object) -> None:
+    raise _TookLonger
 
 
 def _take_stdout() -> BinaryIO:

@@ -2,6 +2,9 @@
 
 A few helper processes are kept, since starting one costs more than most files do. A helper that a
 file brings down, or that takes too long over it, is replaced, and the file refused.
+
+Most files take milliseconds. Each is first given little time; one that takes more begins anew among
+others of its kind, so that they hold up each other and not the rest.
 """
 
 from __future__ import annotations
@@ -17,10 +20,19 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
-from jobs.media.info import MediaError, MediaInfo, MediaLimits
+from jobs.media.info import ChecksBusy, MediaError, MediaInfo, MediaLimits
 
 HELPERS = 2
-"""Files decoded at the same time; more wait."""
+"""Files of each kind, quick and slow, decoded at the same time; more wait."""
+
+QUICK_SECONDS = 1.0
+"""Processor time after which a file is a slow one."""
+
+MAX_WAITING = 32
+"""Files decoded and waiting, together."""
+
+RETRY_SECONDS = 5
+"""When to come again after more."""
 
 PATIENCE = 2.0
 """Seconds that a helper which said nothing more is given to end by itself."""
@@ -35,52 +47,97 @@ _COMMAND = (
 )
 
 
+class _TookLonger(Exception):
+    """The file was not decoded in the time that it was given."""
+
+
 class MediaInspector:
-    """Decodes files for an asyncio server. `seconds` is how long one file may take."""
+    """Decodes files for an asyncio server. `seconds` of processor time are what one may take."""
 
     def __init__(self, limits: MediaLimits, *, seconds: float) -> None:
         self._limits = limits
         self._seconds = seconds
-        self._threads = ThreadPoolExecutor(HELPERS, thread_name_prefix="media")
-        self._lock = threading.Lock()
-        self._idle: list[_Helper] = []
-        self._all: set[_Helper] = set()
-        self._closed = False
+        # Helpers of their own: slow files must not take those that quick ones wait for.
+        self._quick = _Lane("media")
+        self._slow = _Lane("slow-media")
+        self._waiting = 0
 
     async def probe(self, path: Path) -> MediaInfo:
-        """What `path` holds. Raises `MediaError`, one line that goes after the field's name."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._probe, path)
+        """What `path` holds.
+
+        Raises `MediaError`, one line that goes after the field's name, and `ChecksBusy` when too
+        many files wait already or the machine has no time for this one.
+        """
+        if self._waiting >= MAX_WAITING:
+            raise ChecksBusy(RETRY_SECONDS)
+        self._waiting += 1
+        try:
+            return await self._probe_in_turn(path)
+        finally:
+            self._waiting -= 1
 
     def close(self) -> None:
         """Ends the helpers; files being decoded are given up."""
+        self._quick.close()
+        self._slow.close()
+
+    async def _probe_in_turn(self, path: Path) -> MediaInfo:
+        lane = self._quick
+        if self._seconds > QUICK_SECONDS:
+            with suppress(_TookLonger, ChecksBusy):
+                return await lane.probe(path, self._limits, QUICK_SECONDS)
+            lane = self._slow
+        try:
+            return await lane.probe(path, self._limits, self._seconds)
+        except _TookLonger:
+            raise MediaError(
+                f"takes more than {self._seconds:g} seconds of processor time to decode"
+            ) from None
+
+
+class _Lane:
+    """Helpers for one kind of file, and the files that wait for them, first come first served."""
+
+    def __init__(self, name: str) -> None:
+        self._threads = ThreadPoolExecutor(HELPERS, thread_name_prefix=name)
+        self._lock = threading.Lock()
+        self._idle: list[_Helper] = []
+        self.helpers: set[_Helper] = set()
+        self._closed = False
+
+    async def probe(self, path: Path, limits: MediaLimits, seconds: float) -> MediaInfo:
+        """What `path` holds. Raises `MediaError`, `ChecksBusy` and `_TookLonger`."""
+        request = {"path": str(path), "limits": limits.model_dump(), "seconds": seconds}
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._ask, request)
+
+    def close(self) -> None:
         with self._lock:
             self._closed = True
-            helpers = list(self._all)
+            helpers = list(self.helpers)
         for helper in helpers:
             helper.kill()
         self._threads.shutdown(wait=True, cancel_futures=True)
         for helper in helpers:
             helper.status()
 
-    def _probe(self, path: Path) -> MediaInfo:
+    def _ask(self, request: dict[str, Any]) -> MediaInfo:
         helper = self._take()
-        reply = helper.ask(
-            {
-                "path": str(path),
-                "limits": self._limits.model_dump(),
-                "seconds": self._seconds,
-            }
-        )
+        reply = helper.ask(request)
         if reply is None:
             status = helper.status()
             with self._lock:
-                self._all.discard(helper)
+                self.helpers.discard(helper)
+            if status == -signal.SIGXCPU:
+                raise _TookLonger
             if status == -signal.SIGALRM:
-                raise MediaError(f"takes more than {self._seconds:g} seconds to decode")
+                # It did not get its processor time: that says nothing about the file.
+                raise ChecksBusy(RETRY_SECONDS)
             raise MediaError("cannot be decoded: it makes the decoder fail")
         with self._lock:
             self._idle.append(helper)
+        if "slow" in reply:
+            raise _TookLonger
         if "error" in reply:
             raise MediaError(reply["error"])
         return MediaInfo.model_validate(reply["info"])
@@ -94,10 +151,10 @@ class MediaInspector:
                 helper = self._idle.pop()
                 if helper.is_alive:
                     return helper
-                self._all.discard(helper)
+                self.helpers.discard(helper)
                 helper.status()
             helper = _Helper()
-            self._all.add(helper)
+            self.helpers.add(helper)
         helper.wait_until_ready()
         return helper
 

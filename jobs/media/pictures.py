@@ -60,20 +60,20 @@ def has_alpha(image: Image.Image) -> bool:
     return image.has_transparency_data
 
 
-def frames(
-    image: Image.Image, *, max_pixels: int | None = None
-) -> Iterator[tuple[float, NDArray[np.uint8]]]:
-    """Each frame's duration in seconds and its pixels [height, width, 3].
+def frames(image: Image.Image) -> Iterator[tuple[float, NDArray[np.uint8]]]:
+    """Each frame's duration in seconds and its pixels [height, width, 3]."""
+    for seconds in durations(image):
+        yield seconds, pixels(image)
 
-    Frames of more than `max_pixels` are shrunk.
-    """
+
+def durations(image: Image.Image) -> Iterator[float]:
+    """How long each frame is shown, in seconds; `pixels` then gives that frame."""
     for index in range(num_frames(image)):
         image.seek(index)
         image.load()
         # WebP and PNG say only after decoding how long a frame is shown.
         seconds = float(image.info.get("duration", 0)) / 1000
-        shown = seconds if seconds >= _SHORTEST_SECONDS else _USUAL_SECONDS
-        yield shown, _pixels(image, max_pixels)
+        yield seconds if seconds >= _SHORTEST_SECONDS else _USUAL_SECONDS
 
 
 def shrunk_size(width: int, height: int, max_pixels: int | None) -> tuple[int, int]:
@@ -84,7 +84,8 @@ def shrunk_size(width: int, height: int, max_pixels: int | None) -> tuple[int, i
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 
-def _pixels(image: Image.Image, max_pixels: int | None) -> NDArray[np.uint8]:
+def pixels(image: Image.Image, max_pixels: int | None = None) -> NDArray[np.uint8]:
+    """The present frame [height, width, 3], shrunk so as not to exceed `max_pixels`."""
     upright = ImageOps.exif_transpose(image)
     size = shrunk_size(*upright.size, max_pixels)
     if size != upright.size:

@@ -10,7 +10,7 @@ from pathlib import Path
 from jobs.media import pictures
 from jobs.media.info import MediaError, MediaInfo, MediaLimits
 from jobs.media.sniff import sniff
-from jobs.media.timing import constant_rate
+from jobs.media.timing import timeline
 from jobs.media.videos import check_pixels, open_clip
 
 
@@ -27,6 +27,7 @@ def _probe_picture(path: Path, format_: str, content_type: str, limits: MediaLim
         check_pixels(*image.size, limits)
         count = pictures.num_frames(image)
         _check_frames(count, limits)
+        _check_total(count, *image.size, limits)
         times, now = [], 0.0
         height = width = 0
         for seconds, pixels in pictures.frames(image):
@@ -52,7 +53,9 @@ def _probe_clip(path: Path, format_: str, content_type: str, limits: MediaLimits
         times: list[float] = []
         end: float | None = None
         for frame in clip.frames():
-            check_pixels(frame.picture.width, frame.picture.height, limits)
+            width, height = frame.picture.width, frame.picture.height
+            check_pixels(width, height, limits)
+            _check_total(max(clip.declared_frames, len(times) + 1), width, height, limits)
             if not times:
                 check_pixels(clip.width, clip.height, limits)
                 # Proves that this pixel format can be turned into colours.
@@ -63,6 +66,8 @@ def _probe_clip(path: Path, format_: str, content_type: str, limits: MediaLimits
             _check_duration((end or frame.start) - times[0], limits)
         if not times:
             raise MediaError("has no frames")
+        end = clip.end_of_last(end)
+        _check_duration((end or times[-1]) - times[0], limits)
         return MediaInfo.model_validate(
             {
                 "kind": "video",
@@ -77,13 +82,21 @@ def _probe_clip(path: Path, format_: str, content_type: str, limits: MediaLimits
 
 
 def _length(times: list[float], end: float | None) -> dict[str, float]:
-    indices, fps = constant_rate(times, end)
-    return {"num_frames": len(indices), "fps": fps, "duration_seconds": len(indices) / fps}
+    when = timeline(times, end)
+    return {"num_frames": len(times), "fps": when.fps, "duration_seconds": when.end}
 
 
 def _check_frames(count: int, limits: MediaLimits) -> None:
     if count > limits.max_frames:
         raise MediaError(f"has more than the {limits.max_frames} frames that are accepted")
+
+
+def _check_total(count: int, width: int, height: int, limits: MediaLimits) -> None:
+    if count * width * height > limits.max_total_pixels:
+        raise MediaError(
+            f"has too many pixels, all frames together: {count} of {width} x {height} are more "
+            f"than the {limits.max_total_pixels} that are accepted"
+        )
 
 
 def _check_duration(seconds: float, limits: MediaLimits) -> None:

@@ -1,12 +1,14 @@
-"""From the times at which a clip's frames are shown to frames at a constant rate.
+"""When a clip's frames are shown, made comparable across containers.
 
-Telephones and screen recorders write clips whose frames come when they come. Models know only a
-frame number, so a frame is shown again or left out until the numbers tell the time.
+Telephones and screen recorders write clips whose frames come when they come; containers round
+times. The times of all frames come in, a `Timeline` goes out: even where the rate is meant to be
+constant, and otherwise as the file has it, so that whoever picks frames picks them by time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 STEADY = 0.25
 """Frames that are off a constant rate by less than this share of its period come at that rate.
@@ -21,29 +23,37 @@ PICTURE_SECONDS = 1 / 16
 """How long the only frame of a clip is shown when the file does not say."""
 
 
-def constant_rate(times: Sequence[float], end: float | None) -> tuple[list[int], float]:
-    """Which frame to show at each tick of a constant rate, and that rate in frames a second.
+@dataclass(frozen=True)
+class Timeline:
+    """`times` has a start for every frame, in seconds from the first one's, ascending.
 
-    `times` are the frames' start times in seconds, ascending; `end` is when the last one ends, if
-    that is known. There are as many ticks as frames, so the rate is the clip's average one.
+    The last frame is shown until `end`.
     """
+
+    times: tuple[float, ...]
+    end: float
+
+    @property
+    def fps(self) -> float:
+        """Frames a second; the average where the rate varies."""
+        return len(self.times) / self.end
+
+
+def timeline(times: Sequence[float], end: float | None) -> Timeline:
+    """From the frames' start times in seconds, ascending, and when the last one ends, if known."""
     count = len(times)
     first, last = times[0], times[-1]
     if count == 1 or last <= first:
         shown = end - first if end is not None and end > first else PICTURE_SECONDS
-        return list(range(count)), count / shown
+        return _even(count, shown / count)
     period = (last - first) / (count - 1)
     off = max(abs(time - first - i * period) for i, time in enumerate(times))
     lingers = end is not None and end - last > LINGERING * period
     if off <= STEADY * period and not lingers:
-        return list(range(count)), 1 / period
-    duration = (end if end is not None and end > last else last + period) - first
-    indices = [0]
-    current = 0
-    for tick in range(1, count):
-        # A frame that starts a rounding error after its tick still has it.
-        moment = first + (tick + STEADY) * duration / count
-        while current + 1 < count and times[current + 1] <= moment:
-            current += 1
-        indices.append(current)
-    return indices, count / duration
+        return _even(count, period)
+    ends = end if end is not None and end > last else last + period
+    return Timeline(tuple(time - first for time in times), ends - first)
+
+
+def _even(count: int, period: float) -> Timeline:
+    return Timeline(tuple(i * period for i in range(count)), count * period)

@@ -19,6 +19,7 @@ from av.video.reformatter import Colorspace
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from jobs.media import matroska
 from jobs.media.info import MediaError, MediaLimits
 from jobs.media.pictures import flatten, shrunk_size
 
@@ -48,14 +49,20 @@ class Frame:
 
 
 class Clip:
-    """An open clip. `width` and `height` are those of the frames that `pixels` makes."""
+    """An open clip. `width` and `height` are those of the frames that `pixels` makes.
 
-    def __init__(self, container: Any, limits: MediaLimits | None) -> None:
+    `is_whole` says that no part of the file is missing, so that its frames need not prove it.
+    """
+
+    def __init__(
+        self, container: Any, limits: MediaLimits | None, *, is_whole: bool = False
+    ) -> None:
         stream: VideoStream | None = container.streams.best("video")
         if stream is None:
             raise MediaError("has no video in it")
         self._container = container
         self._stream = stream
+        self._is_whole = is_whole
         self.declared_frames = stream.frames
         codec = stream.codec_context
         name = codec.codec.canonical_name if codec is not None else "unknown"
@@ -74,17 +81,46 @@ class Clip:
 
     def frames(self) -> Iterator[Frame]:
         """Every frame in the order shown. Sets the clip's properties with the first one."""
-        rate = self._stream.average_rate or Fraction(16)
+        rate = float(self._rate)
         ended = start = 0.0
         for index, picture in enumerate(self._pictures()):
             if index == 0:
                 self._describe(picture)
-            moment = picture.time if picture.time is not None else index / float(rate)
+            moment = picture.time if picture.time is not None else index / rate
             start = moment if index == 0 else max(start, moment)
             length = float(picture.duration * (picture.time_base or 0))
             yield Frame(start, start + length if length else None, picture)
-            ended = start + (length or 1 / float(rate))
-        self._check_complete(ended, float(rate))
+            ended = start + (length or 1 / rate)
+        self._check_complete(ended, rate)
+
+    def starts(self, max_frames: int) -> tuple[list[float], float | None]:
+        """When the first `max_frames` frames start and the last of them ends, as `frames` has it.
+
+        Read from the container alone: nothing is decoded, and `frames` gives nothing afterwards.
+        """
+        found: list[tuple[float, float]] = []
+        for packet in self._container.demux(self._stream):
+            if packet.size and not packet.is_discard:
+                stamp = packet.pts if packet.pts is not None else packet.dts
+                base = packet.time_base or Fraction(0)
+                moment = float(stamp * base) if stamp is not None else len(found) / self._rate
+                found.append((float(moment), float((packet.duration or 0) * base)))
+        # Packets come in the order of decoding.
+        found.sort()
+        starts = [start for start, _ in found]
+        if len(found) > max_frames:
+            return starts[:max_frames], starts[max_frames]
+        last, length = found[-1] if found else (0.0, 0.0)
+        return starts, self.end_of_last(last + length if length else None)
+
+    def end_of_last(self, end: float | None) -> float | None:
+        """When the last frame ends: at `end` by its own length, or as long as the file lasts.
+
+        Matroska gives no length with most frames; one that is held shows in the whole's.
+        """
+        if not self._is_whole or self._declared is None:
+            return end
+        return max(end or 0.0, self._declared)
 
     def pixels(self, picture: VideoFrame, *, max_pixels: int | None = None) -> NDArray[np.uint8]:
         """Colours uint8 [height, width, 3], shrunk so as not to exceed `max_pixels`."""
@@ -116,13 +152,23 @@ class Clip:
         self.width, self.height = stored[::-1] if self.rotation % 180 else stored
         self.has_alpha = any(part.is_alpha for part in picture.format.components)
 
-    def _check_complete(self, ended: float, rate: float) -> None:
+    @property
+    def _rate(self) -> Fraction:
+        return self._stream.average_rate or Fraction(16)
+
+    @property
+    def _declared(self) -> float | None:
+        """When the last frame ends by what the container says of the whole, in seconds."""
         stream = self._stream
         if stream.duration is not None and stream.time_base is not None:
-            declared = float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
-        elif self._container.duration is not None and len(self._container.streams) == 1:
-            declared = self._container.duration / av.time_base
-        else:
+            return float((stream.start_time or 0) + stream.duration) * float(stream.time_base)
+        if self._container.duration is not None and len(self._container.streams) == 1:
+            return float(self._container.duration / av.time_base)
+        return None
+
+    def _check_complete(self, ended: float, rate: float) -> None:
+        declared = self._declared
+        if self._is_whole or declared is None:
             return
         missing = declared - ended
         if missing > max(_MISSING_SHARE * declared, _MISSING_FRAMES / rate):
@@ -135,9 +181,10 @@ class Clip:
 def open_clip(path: Path, format_: str, limits: MediaLimits | None = None) -> Iterator[Clip]:
     """The clip in `path`. Raises `MediaError`, here or while its frames are read."""
     with path.open("rb") as file:
+        is_whole = format_ == "matroska" and matroska.check_whole(file)
         try:
             with av.open(file, format=format_, metadata_errors="replace") as container:
-                yield Clip(container, limits)
+                yield Clip(container, limits, is_whole=is_whole)
         except (MediaError, MemoryError):
             raise
         except Exception as error:

@@ -44,6 +44,12 @@ def field_error(spec: ModelSpec, known: Sequence[str], detail: ErrorDetails) -> 
         reason = detail["msg"].removeprefix("Value error, ")
         return FieldError(param, f"{param} {reason}; it must be {allowed}")
     found = detail["input"]
+    if detail["type"] == "too_long" and name == "reference_images" and spec.video is not None:
+        return FieldError(
+            param,
+            f"{param} has {len(found)} pictures, at most {spec.video.max_reference_images} are "
+            "allowed",
+        )
     if detail["type"] == "string_pattern_mismatch" and _is_web_address(found):
         return FieldError(
             param,

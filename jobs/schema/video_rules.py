@@ -25,6 +25,11 @@ _ENDS = (("first_frame", "first_clip"), ("last_frame", "last_clip"))
 
 _KIND_WORDS = {"image": "a picture", "video": "a clip"}
 _FPS_DIGITS = 3
+_ROUNDING = 1e-6
+"""Seconds by which equal times may differ."""
+
+LEAST_MADE = 4
+"""Frames after a first clip that is cut: those of one latent."""
 
 
 def resolve(
@@ -191,11 +196,14 @@ def _length(
 
 
 def _frames_shown(source: MediaInfo, most: int, fps: float) -> int:
-    """How many frames a source fills at its own speed, `most` at most."""
+    """How many frames a source fills at its own speed, `most` at most.
+
+    Counts as `models.frame_choice` does: half a frame of either must be reached.
+    """
     if source.fps is None:
         return 1
-    step = source.fps / fps
-    return sum(int(i * step + 0.5) < source.num_frames for i in range(most))
+    last = source.num_frames / source.fps - min(1 / source.fps, 1 / fps) / 2
+    return sum(last - index / fps > _ROUNDING for index in range(most))
 
 
 def _too_many_pixels(limits: VideoLimits, fields: Mapping[str, Any]) -> Iterator[FieldError]:
@@ -212,16 +220,17 @@ def _too_many_pixels(limits: VideoLimits, fields: Mapping[str, Any]) -> Iterator
 def _nothing_to_make(
     fields: Mapping[str, Any], infos: Mapping[str, MediaInfo]
 ) -> Iterator[FieldError]:
-    kept, length = 0, fields["num_frames"]
-    for names in _ENDS:
-        name = next((name for name in names if name in infos), None)
-        if name is None:
-            continue
-        kept += _frames_shown(infos[name], length, fields["fps"])
-        if kept >= length:
-            yield FieldError(
-                f"input.{name}",
-                f"input.{name} leaves nothing to make: {kept} of {length} frames would be kept; "
-                "ask for more frames or give a shorter clip",
-            )
-            return
+    """A first clip is cut where it is too long, a last one is not."""
+    length = fields["num_frames"]
+    first, last = (next((name for name in names if name in infos), None) for names in _ENDS)
+    kept = _frames_shown(infos[last], length, fields["fps"]) if last is not None else 0
+    if first is not None:
+        room = max(1, length - kept - LEAST_MADE)
+        kept += min(_frames_shown(infos[first], length, fields["fps"]), room)
+    name = last or first
+    if name is not None and kept >= length:
+        yield FieldError(
+            f"input.{name}",
+            f"input.{name} leaves nothing to make: {kept} of {length} frames would be kept; "
+            "ask for more frames or give a shorter clip",
+        )

@@ -16,8 +16,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.frame_choice import Steady, ending, fitted, played, stretched
 from models.pipeline import Clip, VideoRequest
-from models.wan.fitting import LUMA, fill, fill_mask, fit_inside, frame_indices
+from models.wan.fitting import LUMA, fill, fill_mask, fit_inside
+from models.wan.latent_shape import FRAMES_PER_LATENT
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,35 +72,38 @@ def _place_source(request: VideoRequest, clip: Clip, video: Tensor, mask: Tensor
     frames = fill(clip.frames[shown], size)
     made = torch.zeros(1, len(shown), *size)
     if request.mask is not None:
-        made = fill_mask(request.mask.frames, clip.frames.shape[:3], shown, size)
+        chosen = stretched(Steady.of(request.mask), Steady.of(clip), shown)
+        made = fill_mask(request.mask.frames, clip.frames.shape[1:3], chosen, size)
     region = video[:, : len(shown), top:bottom, left:right]
     region.mul_(made).add_(frames.mul_(1 - made))
     mask[:, : len(shown), top:bottom, left:right] = made
 
 
 def _place_ends(request: VideoRequest, video: Tensor, mask: Tensor) -> None:
-    """The clips that are kept as beginning and end."""
+    """The clips that are kept as beginning and end, each next to what is made.
+
+    A beginning that is too long is cut at its own beginning, so that one latent is left to make.
+    """
     length, size = request.num_frames, (request.height, request.width)
-    kept = 0
-    for clip, at_end in ((request.first_clip, False), (request.last_clip, True)):
-        if clip is None:
-            continue
-        shown = frame_indices(len(clip.frames), clip.fps, length, request.fps, "trim")
-        kept += len(shown)
-        place = slice(length - len(shown), length) if at_end else slice(0, len(shown))
-        if kept >= length:
-            name = "last_clip" if at_end else "first_clip"
-            raise ValueError(
-                f"{name}: {kept} of {length} frames would be kept, which leaves none to make"
-            )
-        video[:, place] = fill(clip.frames[shown], size)
-        mask[:, place] = 0.0
+    before, after = request.first_clip, request.last_clip
+    last = played(Steady.of(after), length, request.fps) if after is not None else []
+    room = max(1, length - len(last) - FRAMES_PER_LATENT)
+    first = ending(Steady.of(before), room, request.fps) if before is not None else []
+    kept = len(first) + len(last)
+    if kept >= length:
+        name = "last_clip" if last else "first_clip"
+        raise ValueError(
+            f"{name}: {kept} of {length} frames would be kept, which leaves none to make"
+        )
+    for clip, shown, start in ((before, first, 0), (after, last, length - len(last))):
+        if clip is not None:
+            place = slice(start, start + len(shown))
+            video[:, place] = fill(clip.frames[shown], size)
+            mask[:, place] = 0.0
 
 
 def _in_time(request: VideoRequest, clip: Clip) -> list[int]:
-    return frame_indices(
-        len(clip.frames), clip.fps, request.num_frames, request.fps, request.frame_policy
-    )
+    return fitted(Steady.of(clip), request.num_frames, request.fps, request.frame_policy)
 
 
 def _inner_box(request: VideoRequest) -> tuple[int, int, int, int]:

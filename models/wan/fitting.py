@@ -1,4 +1,4 @@
-"""Frames of any size, number and rate to those of a canvas: which ones are shown, and how resized.
+"""Frames of any size resized to a canvas.
 
 Pixels as files hold them come in, uint8 [T, h, w, 3]; float32 [3, T, height, width] in [-1, 1] goes
 out. Frames are resized one by one and long strips are cut first, so that the memory taken follows
@@ -21,21 +21,6 @@ LUMA = (0.299, 0.587, 0.114)
 _SIDES_RESIZED = 4
 
 
-def frame_indices(
-    num_source: int, source_fps: float, num_frames: int, fps: float, policy: str
-) -> list[int]:
-    """Which frame of a source is shown at each frame of the clip, while the source lasts.
-
-    "trim" plays the source at its own speed and stops at the end of the shorter of the two;
-    "resample" spreads the whole source evenly over all frames.
-    """
-    if policy == "resample":
-        step = (num_source - 1) / max(1, num_frames - 1)
-        return [_nearest(i * step) for i in range(num_frames)]
-    indices = [_nearest(i * source_fps / fps) for i in range(num_frames)]
-    return [index for index in indices if index < num_source]
-
-
 def fill(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
     """Frames uint8 [T, h, w, 3] scaled to cover `size` (height, width) and cut to it about the
     centre: [3, T, height, width] in [-1, 1]."""
@@ -46,23 +31,19 @@ def fill(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
 
 
 def fill_mask(
-    mask: np.ndarray, source: Sequence[int], shown: Sequence[int], size: tuple[int, int]
+    mask: np.ndarray, proportions: Sequence[int], shown: Sequence[int], size: tuple[int, int]
 ) -> Tensor:
-    """The mask [1, len(shown), height, width] of a source's frames `shown`: 1 where it is over one
-    half, else 0.
+    """The frames `shown` of a mask, [1, len(shown), height, width]: 1 where over one half, else 0.
 
-    `source` is the number, height and width of the source's frames. The mask, uint8 [T, h, w, 3],
-    is stretched to the source's frame and then takes the source's way onto the canvas; one of
-    another length is stretched in time as well.
+    The mask, uint8 [T, h, w, 3], is stretched to its source's frame, whose height and width are
+    `proportions`, and then takes the source's way onto the canvas.
     """
-    stretch = (len(mask) - 1) / max(1, source[0] - 1)
-    chosen = [_nearest(index * stretch) for index in shown]
     weights = torch.tensor(LUMA).view(3, 1, 1)
     filled = torch.empty(1, len(shown), *size)
-    for frame in dict.fromkeys(chosen):
+    for frame in dict.fromkeys(shown):
         white = (_float(mask[frame]) * weights).sum(0, keepdim=True)
-        made = _cover(white, source[1:], size, "bilinear") > 0.5
-        places = [place for place, index in enumerate(chosen) if index == frame]
+        made = _cover(white, proportions, size, "bilinear") > 0.5
+        places = [place for place, index in enumerate(shown) if index == frame]
         filled[:, places] = made.float()[:, None]
     return filled
 
@@ -109,8 +90,3 @@ def _resize(frame: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 def _float(frame: np.ndarray) -> Tensor:
     """uint8 [h, w, 3] to float32 [3, h, w] in [0, 1]."""
     return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1).float().div(255)
-
-
-def _nearest(value: float) -> int:
-    """The nearest whole number, halves upwards; rounding to even would stutter."""
-    return int(value + 0.5)

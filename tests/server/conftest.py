@@ -64,6 +64,7 @@ def shared_video_api(
         max_file_bytes=200_000,
         max_file_pixels=10_000,
         max_file_frames=40,
+        max_file_total_pixels=200_000,
         max_file_duration_seconds=20,
         max_data_url_bytes=20_000,
         max_queued_jobs=3,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import http.client
 import os
@@ -11,14 +12,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
-from http_harness import Api, until
+from http_harness import Api, serving, until
 from redis import Redis
 
 from config.settings import Settings
 from jobs.blobs import FileBlobStore
 from jobs.keeper import Keeper
-from tests.media_files import HEIGHT, WIDTH, animation, clip, picture, sound, turned_picture
+from jobs.media import inspector as inspector_module
+from tests.media_files import (
+    HEIGHT,
+    WIDTH,
+    animation,
+    clip,
+    picture,
+    slow_animation,
+    sound,
+    turned_picture,
+)
+from tests.video_spec import VIDEO_SPEC
 
 
 def upload(api: Api, data: bytes, name: str = "file", **fields: str) -> Any:
@@ -143,6 +156,10 @@ BROKEN: dict[str, tuple[Any, str]] = {
     "too many frames": (
         lambda path: clip(path / "a.mp4", 10_000, size=(16, 16), codec="mpeg4", fps=1000),
         "more than the 40 frames",
+    ),
+    "too many pixels in all": (
+        lambda path: clip(path / "a.mp4", 40, size=(100, 60), fps=50),
+        "40 of 100 x 60 are more than the 200000",
     ),
     "too long": (
         lambda path: clip(path / "a.mkv", 2, times=[0, 16 * 60]),
@@ -336,6 +353,48 @@ def test_requests_are_served_while_a_file_is_decoded(video_api: Api, tmp_path: P
         assert video_api.client.get("/healthz").status_code == 200
     sending.join()
     assert answered[0].status_code == 201
+
+
+def test_a_small_picture_is_answered_while_slow_files_are_checked(
+    redis_client: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspector_module, "HELPERS", 1)
+    slow, answered = slow_animation(8), []
+    with serving(settings, (VIDEO_SPEC,)) as api:
+        # With its helper running: starting it would take most of the time.
+        assert upload(api, picture()).status_code == 201
+        monkeypatch.setattr(inspector_module, "QUICK_SECONDS", 0.05)
+
+        def send() -> None:
+            sent = httpx2.post(f"{api.url}/v1/files", files={"file": slow}, timeout=60)
+            answered.append(sent.status_code)
+
+        threads = [threading.Thread(target=send) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        until(lambda: api.services.inspector._waiting == 3, "the slow files to arrive")
+        assert upload(api, picture()).status_code == 201
+        assert answered == []
+        for thread in threads:
+            thread.join()
+    assert answered == [201] * 3
+
+
+def test_files_that_come_while_too_many_are_checked_are_told_when_to_come_again(
+    video_api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inspector_module, "MAX_WAITING", 0)
+    data = base64.b64encode(picture()).decode()
+    job = {"prompt": "x", "first_frame": f"data:image/png;base64,{data}"}
+    for response in (
+        upload(video_api, picture()),
+        video_api.client.post("/v1/jobs", json={"model": VIDEO_SPEC.id, "input": job}),
+    ):
+        assert response.status_code == 503
+        assert response.json()["code"] == "overloaded"
+        assert int(response.headers["Retry-After"]) >= 1
+        assert blobs(video_api) == []
+    assert video_api.client.get("/v1/jobs").json()["data"] == []
 
 
 def test_a_continued_upload_is_answered_before_it_is_sent(video_api: Api) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 from engine_harness import Bench, claimed, claimed_clip
@@ -14,8 +17,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.blobs import FileBlobStore, input_key
+from jobs.media.info import MediaLimits
+from jobs.media.probe import probe
+from jobs.schema import resolve_input
 from jobs.types import ClaimedJob, ErrorCode, Status
 from models.pipeline import Clip, ImageRequest, Outpaint, VideoRequest
+from tests import media_files
+from workers import inputs
 from workers.inputs import SOURCE_PIXELS, InputReader
 from workers.video_outputs import encode_clip
 
@@ -90,19 +98,130 @@ def test_pictures_become_clips_of_one_frame_in_the_order_given(store: FileBlobSt
     assert shown == [(0, 0, 200), (9, 9, 9)]
 
 
-def test_videos_are_decoded_with_their_own_rate(store: FileBlobStore) -> None:
+def greys(count: int, step: int = 10, side: int = 32) -> NDArray[np.uint8]:
+    """Flat frames that grow brighter by `step`."""
+    levels = np.arange(count, dtype=np.uint8) * step
+    return np.broadcast_to(levels[:, None, None, None], (count, side, side, 3)).copy()
+
+
+def numbers(clip: Clip | None, step: int = 10) -> list[int]:
+    """Which frames of `greys` a clip shows."""
+    assert clip is not None
+    return [round(float(frame.mean()) / step) for frame in clip.frames]
+
+
+def test_of_videos_the_frames_that_the_result_shows_are_decoded(store: FileBlobStore) -> None:
     job = claimed_clip(
         video="v", mask="m", outpaint={"left": 0.5, "right": 0, "top": 0, "bottom": 0}
     )
-    put_video(store, job, "video", Clip(flat((90, 90, 90), 7), 24.0))
-    put_video(store, job, "mask", Clip(flat((255, 255, 255), 5), 12.0))
+    put_video(store, job, "video", Clip(greys(20), 24.0))
+    put_video(store, job, "mask", Clip(greys(20), 24.0))
     request = read(store, job)
+    # Nine frames at sixteen a second, of twenty-four.
+    assert numbers(request.video) == numbers(request.mask) == [0, 2, 3, 5, 6, 8, 9, 11, 12]
     assert request.video is not None
     assert request.mask is not None
-    assert (len(request.video.frames), request.video.fps) == (7, 24)
-    assert (len(request.mask.frames), request.mask.fps) == (5, 12)
-    assert np.abs(request.video.frames.astype(int) - 90).max() <= 3
+    assert request.video.fps == request.mask.fps == 16
     assert request.outpaint == Outpaint(left=0.5, right=0, top=0, bottom=0)
+
+
+def test_a_mask_of_another_length_is_stretched_over_its_whole_source(store: FileBlobStore) -> None:
+    job = claimed_clip(video="v", mask="m")
+    put_video(store, job, "video", Clip(greys(18), 16.0))
+    put_video(store, job, "mask", Clip(greys(6, 40), 12.0))
+    # The first half of the source is shown, and so the first half of the mask.
+    assert numbers(read(store, job).mask, 40) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+
+
+def test_a_resampled_source_reaches_the_pipeline_from_its_first_frame_to_its_last(
+    store: FileBlobStore,
+) -> None:
+    job = claimed_clip(control_video="c", frame_policy="resample", fps=7.2)
+    put_video(store, job, "control_video", Clip(greys(17), 16.0))
+    control = read(store, job).control_video
+    assert numbers(control) == [0, 2, 4, 6, 8, 10, 12, 14, 16]
+    assert control is not None
+    assert control.fps == 7.2
+
+
+def test_of_a_long_first_clip_the_end_is_decoded_and_of_a_last_clip_the_beginning(
+    store: FileBlobStore,
+) -> None:
+    job = claimed_clip(first_clip="a", last_clip="b", num_frames=5)
+    for field in ("first_clip", "last_clip"):
+        put_video(store, job, field, Clip(greys(20), 16.0))
+    request = read(store, job)
+    assert numbers(request.first_clip) == [15, 16, 17, 18, 19]
+    assert numbers(request.last_clip) == [0, 1, 2, 3, 4]
+
+
+def test_frames_of_a_variable_rate_are_chosen_by_time(store: FileBlobStore, tmp_path: Path) -> None:
+    job = claimed_clip(control_video="c")
+    media_files.clip(tmp_path / "a.mkv", 5, times=[0, 1, 2, 3, 7])
+    store.put(input_key(job.id, "control_video"), (tmp_path / "a.mkv").read_bytes())
+    made: list[int] = []
+    reader = InputReader(store, max_frames=MAX_FRAMES)
+    decode = inputs.decode_video
+
+    def noted(path: Path, choose: Callable[[Any], Any], **options: Any) -> Any:
+        def choice(when: Any) -> Any:
+            made.extend(choose(when))
+            return made
+
+        return decode(path, choice, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs, "decode_video", noted)
+        request = reader.request(job, CLIPS)
+    assert isinstance(request, VideoRequest)
+    assert made == [0, 1, 2, 3, 3, 3, 3, 4]
+    assert request.control_video is not None
+    assert len(request.control_video.frames) == 8
+
+
+def test_several_threads_may_read_at_a_time(store: FileBlobStore) -> None:
+    reader = InputReader(store, max_frames=MAX_FRAMES)
+    jobs = [claimed_clip(control_video="c", num_frames=5) for _ in range(4)]
+    for number, job in enumerate(jobs):
+        put_video(store, job, "control_video", Clip(greys(20)[number:], 16.0))
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        requests = list(threads.map(lambda job: reader.request(job, CLIPS), jobs))
+    for number, request in enumerate(requests):
+        assert isinstance(request, VideoRequest)
+        assert numbers(request.control_video) == list(range(number, number + 5))
+
+
+def test_a_resampled_job_reports_the_rate_that_keeps_the_duration(
+    store: FileBlobStore, tmp_path: Path
+) -> None:
+    """From what is known of a file to what is said of the result, through schema and worker."""
+    source = encode_clip(Clip(greys(20, side=64), 16.0), "mp4", quality=90, recipe={})
+    (tmp_path / "source.mp4").write_bytes(source.data)
+    limits = MediaLimits(
+        max_pixels=10_000, max_frames=99, max_total_pixels=10**6, max_duration_seconds=9
+    )
+    info = probe(tmp_path / "source.mp4", limits=limits)
+    file_id = "file_" + "0" * 32
+    asked = {
+        "prompt": "x",
+        "num_frames": 9,
+        "control_video": file_id,
+        "frame_policy": "resample",
+        "sampler": "flow-euler",
+    }
+    resolved = resolve_input(CLIPS, asked, {file_id: info})
+    # 1.25 s in nine frames.
+    assert resolved["fps"] == 7.2
+    bench = Bench(models=("clips",), spec_of=fake_clip_spec, inputs=tmp_path / "blobs")
+    job = claimed_clip(**resolved)
+    store.put(input_key(job.id, "control_video"), source.data)
+    bench.run(job)
+    (output,) = bench.sink.outcomes[job.id].outputs
+    assert (output.num_frames, output.fps, output.duration_seconds) == (9, 7.2, 1.25)
+    with av.open(io.BytesIO(bench.blobs[output.key])) as container:
+        stream = container.streams.video[0]
+        assert stream.frames == 9
+        assert float(stream.average_rate or 0) == pytest.approx(7.2, rel=1e-3)
 
 
 def test_a_mask_may_be_one_picture(store: FileBlobStore) -> None:
@@ -116,11 +235,11 @@ def test_a_mask_may_be_one_picture(store: FileBlobStore) -> None:
 
 def test_clips_at_both_ends_and_a_control_clip_are_read(store: FileBlobStore) -> None:
     job = claimed_clip(first_clip="a", last_clip="b", control_video="c", control="grey")
-    for field, frames in (("first_clip", 3), ("last_clip", 4), ("control_video", 9)):
+    for field, frames in (("first_clip", 3), ("last_clip", 4), ("control_video", 8)):
         put_video(store, job, field, Clip(flat((90, 90, 90), frames), 16.0))
     request = read(store, job)
     clips = (request.first_clip, request.last_clip, request.control_video)
-    assert [len(clip.frames) for clip in clips if clip is not None] == [3, 4, 9]
+    assert [len(clip.frames) for clip in clips if clip is not None] == [3, 4, 8]
     assert request.control == "grey"
 
 
@@ -146,12 +265,10 @@ def test_a_source_far_larger_than_the_canvas_is_shrunk_while_it_is_decoded(
     assert 32 * 32 < height * width <= SOURCE_PIXELS * 32 * 32
 
 
-def test_of_a_source_without_end_only_so_many_frames_are_decoded(store: FileBlobStore) -> None:
-    job = claimed_clip(control_video="c")
-    put_video(store, job, "control_video", Clip(flat((90, 90, 90), MAX_FRAMES + 5), 16.0))
-    control = read(store, job).control_video
-    assert control is not None
-    assert len(control.frames) == MAX_FRAMES
+def test_of_a_source_without_end_only_so_many_frames_are_seen(store: FileBlobStore) -> None:
+    job = claimed_clip(first_clip="c")
+    put_video(store, job, "first_clip", Clip(greys(MAX_FRAMES + 5), 16.0))
+    assert numbers(read(store, job).first_clip)[-1] == MAX_FRAMES - 1
 
 
 def nothing(store: FileBlobStore, job: ClaimedJob, field: str, index: int | None) -> None:

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
+from jobs.media import videos
 from jobs.media.decode import decode_image, decode_video
 from jobs.media.info import MediaError, MediaLimits
 from jobs.media.probe import probe
+from jobs.media.timing import Timeline
 from tests.media_files import HEIGHT, RED, WIDTH, animation, clip, marked, picture, turned_picture
 
 CODED = 12
 """Grey levels by which lossy coding at high quality may move flat colours."""
 
-LIMITS = MediaLimits(max_pixels=4096, max_frames=40, max_duration_seconds=10)
+LIMITS = MediaLimits(
+    max_pixels=4096, max_frames=40, max_total_pixels=100_000, max_duration_seconds=10
+)
 FINE = {"crf": "1"}
 
 
@@ -25,6 +32,10 @@ def stored(tmp_path: Path, data: bytes) -> Path:
     path = tmp_path / "file"
     path.write_bytes(data)
     return path
+
+
+def every(when: Timeline) -> list[int]:
+    return list(range(len(when.times)))
 
 
 def corners(pixels: np.ndarray) -> dict[str, list[int]]:
@@ -81,24 +92,24 @@ def test_a_turned_picture_is_set_upright(tmp_path: Path, orientation: int, corne
 )
 def test_a_turned_clip_is_set_upright(tmp_path: Path, degrees: int, corner: str) -> None:
     clip(tmp_path / "a.mp4", 2, rotation=degrees, options=FINE)
-    frames, _ = decode_video(tmp_path / "a.mp4", max_frames=10)
+    frames, _ = decode_video(tmp_path / "a.mp4", every, max_frames=10)
     assert white_corner(frames[0]) == [corner]
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.webm", "libvpx-vp9")])
 def test_the_frames_of_a_clip_have_its_colours(tmp_path: Path, name: str, codec: str) -> None:
     clip(tmp_path / name, 5, codec=codec, options={"crf": "4"})
-    frames, fps = decode_video(tmp_path / name, max_frames=10)
+    frames, when = decode_video(tmp_path / name, every, max_frames=10)
     assert frames.shape == (5, HEIGHT, WIDTH, 3)
     assert frames.dtype == np.uint8
-    assert fps == pytest.approx(16, rel=0.01)
+    assert when.fps == pytest.approx(16, rel=0.01)
     for colour, place in ((RED, (3, -4)), ((255, 255, 255), (3, 3))):
         assert np.abs(frames[:, place[0], place[1]].astype(int) - colour).max() <= CODED
 
 
 def test_full_range_colours_are_not_stretched(tmp_path: Path) -> None:
     clip(tmp_path / "a.mkv", 2, codec="mjpeg", pixel_format="yuvj420p", options={"qmin": "1"})
-    frames, _ = decode_video(tmp_path / "a.mkv", max_frames=10)
+    frames, _ = decode_video(tmp_path / "a.mkv", every, max_frames=10)
     assert np.abs(frames[0, -4, -4].astype(int) - RED).max() <= CODED
 
 
@@ -107,50 +118,126 @@ def test_the_transparency_of_a_clip_becomes_white(tmp_path: Path, codec: str) ->
     clip(
         tmp_path / "a.webm", 3, codec=codec, pixel_format="yuva420p", options={"auto-alt-ref": "0"}
     )
-    frames, _ = decode_video(tmp_path / "a.webm", max_frames=10)
+    frames, _ = decode_video(tmp_path / "a.webm", every, max_frames=10)
     assert (frames[:, HEIGHT // 2 + 2 :] >= 255 - CODED).all()
     assert np.abs(frames[0, 3, -4].astype(int) - RED).max() <= CODED
 
 
 def test_no_more_frames_are_decoded_than_asked_for(tmp_path: Path) -> None:
     clip(tmp_path / "a.mp4", 9)
-    assert len(decode_video(tmp_path / "a.mp4", max_frames=4)[0]) == 4
+    assert len(decode_video(tmp_path / "a.mp4", every, max_frames=4)[0]) == 4
     path = stored(tmp_path, animation(count=5))
-    assert len(decode_video(path, max_frames=4)[0]) == 4
+    assert len(decode_video(path, every, max_frames=4)[0]) == 4
 
 
 def test_large_frames_are_shrunk_in_proportion(tmp_path: Path) -> None:
     clip(tmp_path / "a.mp4", 2, options=FINE, rotation=90)
-    frames, _ = decode_video(tmp_path / "a.mp4", max_frames=9, max_pixels=WIDTH * HEIGHT // 4)
+    small = WIDTH * HEIGHT // 4
+    frames, _ = decode_video(tmp_path / "a.mp4", every, max_frames=9, max_pixels=small)
     assert frames.shape == (2, WIDTH // 2, HEIGHT // 2, 3)
     assert white_corner(frames[0]) == ["lower left"]
     path = stored(tmp_path, animation())
-    frames, _ = decode_video(path, max_frames=9, max_pixels=WIDTH * HEIGHT // 4)
+    frames, _ = decode_video(path, every, max_frames=9, max_pixels=small)
     assert frames.shape == (5, HEIGHT // 2, WIDTH // 2, 3)
 
 
 def test_an_animated_picture_is_a_clip_of_its_frames(tmp_path: Path) -> None:
-    frames, fps = decode_video(stored(tmp_path, animation("GIF", 5, 100)), max_frames=10)
-    assert fps == pytest.approx(10)
+    frames, when = decode_video(stored(tmp_path, animation("GIF", 5, 100)), every, max_frames=10)
+    assert when.fps == pytest.approx(10)
     assert np.abs(frames[:, 3, 3, 0].astype(int) - [0, 5, 10, 15, 20]).max() <= 1
 
 
-def test_a_variable_rate_becomes_a_constant_one(tmp_path: Path) -> None:
-    path = tmp_path / "a.gif"
+@pytest.mark.parametrize("format_", ["GIF", "PNG", "WEBP"])
+def test_frames_of_an_animation_have_their_own_times(tmp_path: Path, format_: str) -> None:
+    path = tmp_path / "a"
     pictures = [Image.new("RGB", (8, 8), (50 * n, 0, 0)) for n in range(4)]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=[50, 50, 50, 250])
-    frames, fps = decode_video(path, max_frames=10)
-    # 0.4 s in four ticks of 0.1 s: what starts between two ticks is left out or waits.
-    assert fps == pytest.approx(10)
+    times = [50, 50, 50, 250]
+    pictures[0].save(
+        path, format_, save_all=True, append_images=pictures[1:], duration=times, lossless=True
+    )
+    frames, when = decode_video(path, lambda _: [0, 2, 3, 3], max_frames=10)
+    assert when.times == pytest.approx((0, 0.05, 0.1, 0.15))
+    assert when.end == pytest.approx(0.4)
     assert np.abs(frames[:, 0, 0, 0].astype(int) - [0, 100, 150, 150]).max() <= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.mp4", "libx264", {"bf": "3"}),
+        ("a.mkv", "libx264", {"bf": "3"}),
+        ("a.webm", "libvpx-vp9", {}),
+        # With hidden frames, which are packets but never shown.
+        ("a.webm", "libvpx", {"auto-alt-ref": "1", "lag-in-frames": "16", "arnr-maxframes": "5"}),
+        ("a.mkv", "mjpeg", {}),
+    ],
+)
+def test_the_frames_chosen_are_those_that_come(
+    tmp_path: Path, name: str, codec: str, options: dict[str, str]
+) -> None:
+    path = tmp_path / name
+    levels = [8 * n for n in range(24)]
+    grey_clip(path, levels, codec, options)
+    wanted = [0, 3, 3, 10, 22, 23]
+    frames, when = decode_video(path, lambda _: wanted, max_frames=40)
+    assert when.times == pytest.approx([n / 16 for n in range(24)], abs=0.002)
+    found = frames.mean(axis=(1, 2, 3))
+    assert found == pytest.approx([levels[index] for index in wanted], abs=3)
+
+
+def grey_clip(path: Path, levels: list[int], codec: str, options: dict[str, str]) -> None:
+    """A clip of flat greys."""
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=16, options={"crf": "4", "b": "4M", **options})
+        stream.width, stream.height = WIDTH, HEIGHT
+        stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
+        for level in levels:
+            pixels = np.full((HEIGHT, WIDTH, 3), level, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
+        container.mux(stream.encode(None))
+
+
+def test_only_the_chosen_frames_are_turned_into_pixels_and_none_after_them_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip(tmp_path / "a.mkv", 30, options={"g": "1", "bf": "0"})
+    made, decoded = [], []
+    pixels, frames = videos.Clip.pixels, videos.Clip.frames
+
+    def noted_pixels(self: videos.Clip, picture: av.VideoFrame, **options: Any) -> Any:
+        made.append(picture.pts)
+        return pixels(self, picture, **options)
+
+    def noted_frames(self: videos.Clip) -> Any:
+        for frame in frames(self):
+            decoded.append(frame.start)
+            yield frame
+
+    monkeypatch.setattr(videos.Clip, "pixels", noted_pixels)
+    monkeypatch.setattr(videos.Clip, "frames", noted_frames)
+    shown, _ = decode_video(tmp_path / "a.mkv", lambda _: [2, 2, 2, 5], max_frames=40)
+    assert (len(shown), len(made)) == (4, 2)
+    assert len(decoded) == 7
+
+
+def test_decoding_takes_the_memory_of_what_is_chosen(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4", 200, size=(320, 240), options={"preset": "ultrafast"})
+    tracemalloc.start()
+    try:
+        frames, _ = decode_video(tmp_path / "a.mp4", lambda _: range(100, 120), max_frames=200)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    # A few frames on their way besides the array itself.
+    assert peak < frames.nbytes + 8 * frames[0].nbytes
 
 
 def test_what_is_decoded_is_what_was_told_of_the_file(tmp_path: Path) -> None:
     clip(tmp_path / "a.mkv", 5, times=[0, 1, 2, 10, 11], rotation=None)
     info = probe(tmp_path / "a.mkv", limits=LIMITS)
-    frames, fps = decode_video(tmp_path / "a.mkv", max_frames=40)
+    frames, when = decode_video(tmp_path / "a.mkv", every, max_frames=40)
     assert frames.shape == (info.num_frames, info.height, info.width, 3)
-    assert fps == info.fps
+    assert (when.fps, when.end) == (info.fps, info.duration_seconds)
 
 
 def test_a_file_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
@@ -158,4 +245,4 @@ def test_a_file_of_the_wrong_kind_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MediaError, match="is a clip"):
         decode_image(tmp_path / "a.mp4")
     with pytest.raises(MediaError, match="is a still picture"):
-        decode_video(stored(tmp_path, picture()), max_frames=4)
+        decode_video(stored(tmp_path, picture()), every, max_frames=4)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import pytest
+from PIL import Image
 
 from jobs.media.info import MediaError, MediaInfo, MediaLimits
 from jobs.media.probe import probe
 from tests.media_files import HEIGHT, WIDTH, animation, clip, picture, sound, turned_picture
 
-LIMITS = MediaLimits(max_pixels=4096, max_frames=40, max_duration_seconds=10)
+LIMITS = MediaLimits(
+    max_pixels=4096, max_frames=40, max_total_pixels=100_000, max_duration_seconds=10
+)
 
 
 def probed(tmp_path: Path, data: bytes, limits: MediaLimits = LIMITS) -> MediaInfo:
@@ -207,6 +211,60 @@ def test_more_frames_than_allowed_are_refused(tmp_path: Path) -> None:
 def test_a_clip_that_is_too_long_is_refused(tmp_path: Path) -> None:
     data = clip(tmp_path / "a.mkv", 3, times=[0, 1, 16 * 60])
     assert "longer than the 10 seconds" in refusal(tmp_path, data)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.webm"])
+def test_a_last_frame_that_is_held_is_no_frame_that_is_missing(tmp_path: Path, name: str) -> None:
+    codec = "libvpx-vp9" if name == "a.webm" else "libx264"
+    data = held(tmp_path / name, codec, seconds=5)
+    info = probed(tmp_path, data)
+    assert info.num_frames == 5
+    assert info.duration_seconds == pytest.approx(4 / 16 + 5, abs=0.01)
+
+
+def test_of_a_held_last_frame_too_the_file_must_be_whole(tmp_path: Path) -> None:
+    data = held(tmp_path / "a.webm", "libvpx-vp9", seconds=5)
+    assert f"cut off: it has {len(data) - 1} of {len(data)} bytes" in refusal(tmp_path, data[:-1])
+
+
+def test_a_last_frame_that_is_held_for_too_long_is_refused(tmp_path: Path) -> None:
+    data = held(tmp_path / "a.webm", "libvpx-vp9", seconds=11)
+    assert "longer than the 10 seconds" in refusal(tmp_path, data)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm"])
+def test_a_streamed_clip_that_does_not_say_its_length_is_taken(tmp_path: Path, name: str) -> None:
+    codec = "libvpx" if name == "a.webm" else "libx264"
+    data = clip(tmp_path / name, 9, codec=codec, container_options={"live": "1"})
+    assert probed(tmp_path, data).num_frames == 9
+
+
+def held(path: Path, codec: str, *, seconds: int) -> bytes:
+    """A clip of five frames at 16 a second of which the last one is shown for `seconds`."""
+    options = {"bf": "0"} if codec == "libx264" else {}
+    clip(path, 5, codec=codec, options=options)
+    source = path.rename(path.with_stem("source"))
+    with av.open(source) as given, av.open(path, "w") as made:
+        stream = given.streams.video[0]
+        packets = [packet for packet in given.demux(stream) if packet.dts is not None]
+        assert packets[-1].time_base is not None
+        packets[-1].duration = int(seconds / packets[-1].time_base)
+        copied = made.add_stream_from_template(stream)
+        for packet in packets:
+            packet.stream = copied
+            made.mux(packet)
+    return path.read_bytes()
+
+
+def test_more_pixels_in_all_than_allowed_are_refused(tmp_path: Path) -> None:
+    words = "40 of 60 x 50 are more than the 100000 that are accepted"
+    assert words in refusal(tmp_path, clip(tmp_path / "a.mp4", 40, size=(60, 50)))
+    frames = [Image.new("RGB", (60, 50), (n, 0, 0)) for n in range(40)]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    assert words in refusal(tmp_path, (tmp_path / "a.gif").read_bytes())
+    # WebM does not say beforehand how many frames it has: the first too many is refused.
+    data = clip(tmp_path / "a.webm", 40, codec="libvpx", size=(60, 50))
+    assert words.replace("40", "34") in refusal(tmp_path, data)
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "GIF", "PNG", "WEBP"])

@@ -11,7 +11,7 @@ import torch
 from models.pipeline import Clip, Outpaint, VideoRequest
 from models.wan import fitting
 from models.wan.canvas import paint
-from models.wan.fitting import fill, frame_indices
+from models.wan.fitting import fill
 
 REQUEST = VideoRequest(
     prompt="",
@@ -120,22 +120,113 @@ def test_first_and_last_pictures_are_kept_and_all_between_is_made():
 
 
 def test_a_clip_is_extended_after_its_own_frames_at_its_own_speed():
-    source = clip(count=3, fps=8.0)
+    source = clip(count=2, fps=8.0)
     canvas = paint(request(first_clip=source))
-    # Twice the rate: between two frames of the source the nearer one is shown again.
-    assert canvas.mask[0].amax((1, 2)).tolist() == [0] * 5 + [1] * 4
-    shown = in_model_range(source.frames)[:, [0, 1, 1, 2, 2]]
-    torch.testing.assert_close(canvas.video[:, :5], shown)
+    # Twice the rate: each frame of the source is shown twice.
+    assert canvas.mask[0].amax((1, 2)).tolist() == [0] * 4 + [1] * 5
+    shown = in_model_range(source.frames)[:, [0, 0, 1, 1]]
+    torch.testing.assert_close(canvas.video[:, :4], shown)
     before = paint(request(last_clip=source))
-    assert before.mask[0].amax((1, 2)).tolist() == [1] * 4 + [0] * 5
-    torch.testing.assert_close(before.video[:, 4:], shown)
+    assert before.mask[0].amax((1, 2)).tolist() == [1] * 5 + [0] * 4
+    torch.testing.assert_close(before.video[:, 5:], shown)
+
+
+def test_what_is_made_joins_the_last_frame_of_the_clip_before_and_the_first_of_that_after():
+    # Twenty-four frames a second on a canvas of sixteen: every third frame is left out.
+    source = clip(count=6, fps=24.0)
+    canvas = paint(request(first_clip=source, num_frames=13))
+    assert canvas.mask[0].amax((1, 2)).tolist() == [0] * 4 + [1] * 9
+    last = in_model_range(source.frames)[:, -1]
+    torch.testing.assert_close(canvas.video[:, 3], last)
+    canvas = paint(request(last_clip=source, num_frames=13))
+    assert canvas.mask[0].amax((1, 2)).tolist() == [1] * 9 + [0] * 4
+    torch.testing.assert_close(canvas.video[:, 9], in_model_range(source.frames)[:, 0])
+
+
+def test_a_clip_longer_than_the_result_is_continued_from_its_end():
+    source = clip(count=40)
+    canvas = paint(request(first_clip=source))
+    assert canvas.mask[0].amax((1, 2)).tolist() == [0] * 5 + [1] * 4
+    torch.testing.assert_close(canvas.video[:, :5], in_model_range(source.frames[-5:]))
+    assert not canvas.video[:, 5:].any()
+
+
+def test_between_two_clips_the_first_one_yields_to_what_is_made():
+    before, after = clip(count=7), clip(count=3, seed=1)
+    canvas = paint(request(first_clip=before, last_clip=after))
+    assert canvas.mask[0].amax((1, 2)).tolist() == [0] * 2 + [1] * 4 + [0] * 3
+    torch.testing.assert_close(canvas.video[:, :2], in_model_range(before.frames[-2:]))
+    torch.testing.assert_close(canvas.video[:, 6:], in_model_range(after.frames))
 
 
 def test_kept_frames_that_leave_nothing_to_make_are_refused_by_name():
-    with pytest.raises(ValueError, match=r"first_clip: 9 of 9 frames would be kept"):
-        paint(request(first_clip=clip()))
-    with pytest.raises(ValueError, match=r"last_clip: 10 of 9 frames would be kept"):
-        paint(request(first_clip=clip(count=5), last_clip=clip(count=5)))
+    with pytest.raises(ValueError, match=r"first_clip: 1 of 1 frames would be kept"):
+        paint(request(first_clip=clip(), num_frames=1))
+    with pytest.raises(ValueError, match=r"last_clip: 9 of 9 frames would be kept"):
+        paint(request(last_clip=clip()))
+    with pytest.raises(ValueError, match=r"last_clip: 9 of 9 frames would be kept"):
+        paint(request(first_clip=clip(count=5), last_clip=clip(count=8)))
+
+
+def test_a_resampled_source_is_spread_over_the_clip_and_its_mask_with_it():
+    source = clip(count=17)
+    black_then_white = np.zeros((17, 16, 32, 3), dtype=np.uint8)
+    black_then_white[8:] = 255
+    canvas = paint(
+        request(video=source, mask=Clip(black_then_white, 16.0), frame_policy="resample")
+    )
+    assert canvas.mask[0].amax((1, 2)).tolist() == [0] * 4 + [1] * 5
+    kept = in_model_range(source.frames)[:, [0, 2, 4, 6]]
+    torch.testing.assert_close(canvas.video[:, :4], kept)
+    assert not canvas.video[:, 4:].any()
+
+
+def test_a_resampled_control_shorter_than_the_clip_guides_all_of_it():
+    guide = clip(count=3)
+    canvas = paint(request(control_video=guide, frame_policy="resample"))
+    shown = in_model_range(guide.frames)[:, [0, 0, 0, 1, 1, 1, 2, 2, 2]]
+    torch.testing.assert_close(canvas.video, shown)
+
+
+def test_a_mask_clip_moves_with_its_source():
+    white = np.zeros((9, 16, 32, 3), dtype=np.uint8)
+    for index, frame in enumerate(white):
+        frame[:, 3 * index : 3 * index + 4] = 255
+    source = clip()
+    canvas = paint(request(video=source, mask=Clip(white, 16.0)))
+    made = torch.from_numpy(white[..., 0] > 0)
+    assert canvas.mask[0].bool().equal(made)
+    torch.testing.assert_close(canvas.video[:, ~made], in_model_range(source.frames)[:, ~made])
+    assert canvas.video[:, made].eq(0).all()
+
+
+def test_of_a_source_longer_than_the_clip_its_mask_is_cut_as_it_is():
+    white = np.zeros((20, 16, 32, 3), dtype=np.uint8)
+    white[[0, 8, 9, 19]] = 255
+    canvas = paint(request(video=clip(count=20), mask=Clip(white, 16.0)))
+    assert canvas.mask[0].amax((1, 2)).tolist() == [1, 0, 0, 0, 0, 0, 0, 0, 1]
+
+
+def test_a_source_of_another_shape_is_cut_and_its_mask_with_it():
+    # Twice as wide as the canvas: a quarter goes on either side.
+    frames = np.zeros((9, 16, 64, 3), dtype=np.uint8)
+    frames[:, :, 16:32] = 200
+    frames[:, :, 32:48] = 100
+    white = np.zeros((1, 32, 128, 3), dtype=np.uint8)
+    white[:, :, :64] = 255
+    canvas = paint(request(video=Clip(frames, 16.0), mask=Clip(white, 16.0)))
+    assert canvas.mask[..., :16].eq(1).all()
+    assert canvas.mask[..., 16:].eq(0).all()
+    assert canvas.video[..., 17:].sub(100 / 127.5 - 1).abs().max() < 1e-5
+    assert canvas.video[..., :16].eq(0).all()
+
+
+def test_a_first_and_a_last_clip_of_another_size_are_fitted_to_the_canvas():
+    before, after = plain(200, count=2, height=64, width=32), plain(50, count=3, height=5, width=9)
+    canvas = paint(request(first_clip=before, last_clip=after))
+    assert canvas.mask[0].amax((1, 2)).tolist() == [0] * 2 + [1] * 4 + [0] * 3
+    assert canvas.video[:, :2].sub(200 / 127.5 - 1).abs().max() < 1e-5
+    assert canvas.video[:, 6:].sub(50 / 127.5 - 1).abs().max() < 1e-5
 
 
 def test_a_control_and_a_first_frame_compose():
@@ -186,21 +277,6 @@ def test_references_stand_whole_in_the_middle_of_white_in_the_order_given():
     assert first[:, :, 24:].eq(1).all()
     assert second[:, :, 12:20].sub(100 / 127.5 - 1).abs().max() < 1e-5
     assert second[:, :, :12].eq(1).all()
-
-
-@pytest.mark.parametrize(
-    ("source", "source_fps", "fps", "policy", "expected"),
-    [
-        (9, 16.0, 16.0, "trim", [0, 1, 2, 3, 4]),
-        (9, 32.0, 16.0, "trim", [0, 2, 4, 6, 8]),
-        (3, 16.0, 16.0, "trim", [0, 1, 2]),
-        (9, 16.0, 16.0, "resample", [0, 2, 4, 6, 8]),
-        (3, 16.0, 16.0, "resample", [0, 1, 1, 2, 2]),
-        (1, 16.0, 16.0, "resample", [0, 0, 0, 0, 0]),
-    ],
-)
-def test_sources_are_fitted_in_time(source, source_fps, fps, policy, expected):
-    assert frame_indices(source, source_fps, 5, fps, policy) == expected
 
 
 @pytest.fixture
