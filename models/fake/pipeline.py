@@ -22,7 +22,7 @@ from torch import Tensor
 
 from config.model_spec import ModelSpec
 from models.fake.request import FakeRequest
-from models.pipeline import Generation
+from models.pipeline import Generation, KeepGoing, to_the_end
 from models.samplers import SAMPLERS
 from models.samplers.sampled_generation import SampledGeneration
 
@@ -63,18 +63,20 @@ class FakePipeline:
         self.residency = "float32"
         self._device = device
 
-    def prepare(self, request: FakeRequest) -> FakeGeneration:
+    def prepare(self, request: FakeRequest, keep_going: KeepGoing = to_the_end) -> FakeGeneration:
         """Draw the noise and take the memory."""
+        keep_going()
         return FakeGeneration(request, self.spec.id, self._device)
 
     @torch.inference_mode()
-    def step(self, batch: Sequence[Generation]) -> None:
+    def step(self, batch: Sequence[Generation], keep_going: KeepGoing = to_the_end) -> None:
         """Take as long as the slowest member asks for, fail if one is to fail, else mix.
 
         Raises ValueError, before anything happens, for an empty batch, a member given twice, one
         that is done and members whose `batch_key` differs.
         """
         members = _checked(batch)
+        keep_going()
         time.sleep(max(member.request.step_seconds for member in members))
         images = sum(member.request.num_images for member in members)
         for member in members:
@@ -103,7 +105,9 @@ class FakePipeline:
         """The latents as colours, 16 pixels wide."""
         return _pictures(generation.latents, 16, 16)
 
-    def decode(self, generation: Generation) -> list[Image.Image]:
+    def decode(
+        self, generation: Generation, keep_going: KeepGoing = to_the_end
+    ) -> list[Image.Image]:
         """The latents as colours at the requested size. Raises ValueError before the last step."""
         own = _own(generation)
         if not own.is_done:

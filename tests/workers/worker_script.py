@@ -17,11 +17,12 @@ from fake_pipeline import FakeClipPipeline, FakePipeline, fake_clip_spec, fake_s
 from config.model_spec import ModelSpec
 from config.settings import Settings
 from models import loading
-from models.catalogue import BUNDLED, discover
+from models.catalogue import discover
 from models.errors import CheckpointError
 from models.pipeline import Pipeline
 from workers.process import run_worker
 
+REAL = ("sana-demo",)
 LARGE_BYTES = 1000
 LOAD_SECONDS = 2.5
 
@@ -30,7 +31,7 @@ def work(settings: Settings, step_seconds: float, models: Sequence[str]) -> None
     loaded: list[str] = []
 
     def load(spec: ModelSpec, *, device: torch.device, dtype: torch.dtype) -> Pipeline:
-        if spec.id in BUNDLED:
+        if spec.id in REAL:
             return loading.load(spec, device=device, dtype=dtype)
         if spec.id.startswith("damaged"):
             raise CheckpointError(
@@ -50,6 +51,6 @@ def work(settings: Settings, step_seconds: float, models: Sequence[str]) -> None
 
 
 def spec_of(model: str) -> ModelSpec:
-    if model in BUNDLED:
+    if model in REAL:
         return discover([model])[0]
     return fake_clip_spec(model) if model.startswith("clips") else fake_spec(model)
