@@ -12,8 +12,6 @@ from tests.chaos.fleet import Fleet
 from tests.chaos.launcher import clock_file, full_disk_file, slow_disk_file
 from tests.chaos.plan import Blow, Plan
 
-SLOW_FILE_SECONDS = 0.2
-
 
 class Attack:
     """Runs the blows of `plan`; `done` counts by kind those that hit."""
@@ -78,7 +76,7 @@ class Attack:
                 full.unlink(missing_ok=True)
             case "disk-slow":
                 slow = slow_disk_file(fleet.control)
-                slow.write_text(str(SLOW_FILE_SECONDS))
+                slow.write_text(str(blow.delay))
                 await asyncio.sleep(blow.seconds)
                 slow.unlink(missing_ok=True)
         self.done[blow.kind] += 1

@@ -56,12 +56,16 @@ class PlannedJob:
 
 @dataclass(frozen=True)
 class Blow:
-    """Something that goes wrong. `target` is a process, or "" for Redis and the disk."""
+    """Something that goes wrong. `target` is a process, or "" for Redis and the disk.
+
+    `delay`: by how much longer a file takes on a slow disk.
+    """
 
     at: float
     kind: BlowKind
     target: str = ""
     seconds: float = 0.0
+    delay: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ def _troubles_with_the_disk(chance: random.Random, seconds: float, count: int) -
         for kind in _DISK_TROUBLES:
             at = seconds * (number + 0.5 * chance.random()) / count
             longest = min(4.0, 0.4 * seconds / count)
-            blows.append(Blow(at, kind, seconds=chance.uniform(0.2, 1.0) * longest))
+            blows.append(Blow(at, kind, seconds=chance.uniform(0.2, 1.0) * longest, delay=0.2))
     return blows
 
 

@@ -9,4 +9,5 @@ import jobs.keeper
 import models.fake.pipeline
 import server.app
 import server.runner
+import tests.chaos.run
 import workers.process

@@ -73,6 +73,8 @@ async def run_plan(
         attack = Attack(fleet, plan)
         await asyncio.gather(attack.run(), clients.run())
         await _all_ended(fleet, clients.accepted, patience_seconds)
+        # Whoever has just come back has so long to do harm.
+        await asyncio.sleep(LEASE_SECONDS)
         blobs = Path(fleet.env["DENOISED_DATA_DIR"]) / "blobs"
         with connect(fleet.redis.url) as redis:
             check = JobCheck(redis, clients, expected, blobs, findings, MAX_ATTEMPTS)

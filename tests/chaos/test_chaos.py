@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.launcher import SABOTAGES
+from jobs import scripts
 from tests.chaos.plan import WORKERS, Blow, Plan, PlannedJob, make_plan
 from tests.chaos.run import LEASE_SECONDS, run_plan
 
@@ -54,8 +54,15 @@ async def test_without_the_reaper_the_jobs_of_killed_workers_are_lost(tmp_path: 
     assert report.findings.count("duplicated") == 0
 
 
-@pytest.mark.skip(reason="waits for checkpoints; see `launcher._switch_off`")
-async def test_without_the_checkpoint_fence_a_frozen_worker_spoils_a_job(tmp_path: Path) -> None:
-    frozen = [Blow(1.5, "freeze", name, 2.5 * LEASE_SECONDS) for name in WORKERS[:2]]
-    report = await run_plan(long_jobs(*frozen), tmp_path, sabotage=SABOTAGES[2])
-    assert not report.is_clean
+# Checkpoints come with a script of their own; until then there is no fence to cut.
+@pytest.mark.skipif(not hasattr(scripts, "CHECKPOINT"), reason="there are no checkpoints")
+async def test_without_the_checkpoint_fence_an_ended_job_points_at_a_checkpoint(
+    tmp_path: Path,
+) -> None:
+    # A checkpoint is on its slow way to the disk when its worker freezes. Before it gets there the
+    # job has ended elsewhere.
+    slow = Blow(0.0, "disk-slow", seconds=2.5, delay=1.0)
+    frozen = [Blow(2.0, "freeze", name, 4.5 * LEASE_SECONDS) for name in WORKERS[:2]]
+    report = await run_plan(long_jobs(slow, *frozen), tmp_path, sabotage="checkpoint-fence")
+    assert any("points at a checkpoint" in line for line in report.findings.lines())
+    assert report.findings.count("lost") == report.findings.count("duplicated") == 0

@@ -125,6 +125,20 @@ def test_a_failure_comes_in_its_step_and_moves_nobody(pipeline: FakePipeline) ->
     assert torch.equal(other.latents, before)
 
 
+def test_work_that_is_left_half_way_has_moved_nobody(pipeline: FakePipeline) -> None:
+    def leave() -> None:
+        raise InterruptedError("nobody wants it any more")
+
+    member = pipeline.prepare(REQUEST)
+    before = member.latents.clone()
+    with pytest.raises(InterruptedError):
+        pipeline.step([member], leave)
+    assert member.step_index == 0
+    assert torch.equal(member.latents, before)
+    with pytest.raises(InterruptedError):
+        pipeline.prepare(REQUEST, leave)
+
+
 def test_memory_runs_out_in_a_step_or_in_large_batches(pipeline: FakePipeline) -> None:
     at_step = pipeline.prepare(replace(REQUEST, failure="out_of_memory", failure_step=2))
     pipeline.step([at_step])
