@@ -45,7 +45,9 @@ def run(images: int = 32, rounds: int = 2) -> dict[str, Any]:
         (spec,) = discover(["sana-demo"])
         demo = SanaPipeline.load(spec, device="cpu", dtype=torch.float32)
         figures = {
-            "random weights, 4 tokens": _compare(_overhead_bound(demo), 2 * images, rounds, 20),
+            "random weights, 4 tokens": _compare(
+                _overhead_bound(demo), 2 * images, rounds, steps=12
+            ),
             "sana-demo, 64 tokens": _compare(demo, images, rounds, steps=6),
         }
     finally:
