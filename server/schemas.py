@@ -249,7 +249,7 @@ class FileLinks(PublicModel):
 
 
 class StoredFile(PublicModel):
-    """An upload and what is in it: upright, without alpha, at a constant frame rate."""
+    """An upload and what is in it: upright and without alpha."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [examples.FILE]})
 
@@ -264,7 +264,9 @@ class StoredFile(PublicModel):
     width: int
     height: int
     num_frames: int
-    fps: float | None = Field(description="null for a picture.")
+    fps: float | None = Field(
+        description="null for a picture; the average where the frame rate varies."
+    )
     duration_seconds: float | None = Field(description="null for a picture.")
     has_alpha: bool = Field(description="Transparent parts become white when it is used.")
     rotation: int = Field(

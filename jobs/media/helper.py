@@ -1,10 +1,10 @@
 """The process that decodes untrusted files, so that what they do to a decoder stays here.
 
-Reads one JSON request a line, `{"path", "limits", "seconds"}`, and answers each with one line,
-`{"info"}`, `{"error"}` or, for a file that takes more processor time than that, `{"slow"}`. A file
-that holds the decoder up where it cannot be interrupted has the process killed by its limit
-(SIGXCPU), one that gets nowhere by its alarm (SIGALRM), and one that takes too much memory meets
-the process' limit; the end of the input is the end of it.
+Reads one JSON request a line, `{"path", "limits", "seconds", "patience"}`, and answers each with
+one line, `{"info"}`, `{"error"}` or, for a file that takes more processor time than `seconds`,
+`{"slow"}`. A file that keeps the decoder where it cannot be interrupted has the process killed by
+its limit (SIGXCPU), one that gets nowhere for `patience` by its alarm (SIGALRM), and one that takes
+too much memory meets the process' limit; the end of the input is the end of it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,6 @@ READY = b"ready\n"
 
 GRACE = 2
 """Seconds of processor time that a decoder has to come back in."""
-
-PATIENCE = 10
-"""How many times its processor time a file may take by the clock, on a machine that is busy."""
 
 MAX_MEMORY_BYTES = 4 << 30
 """Address space: room for two dozen of the largest frames that a decoder may hold back."""
@@ -65,7 +62,7 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
     limits = MediaLimits.model_validate(request["limits"])
     Image.MAX_IMAGE_PIXELS = limits.max_pixels
     try:
-        _start_clocks(request["seconds"])
+        _start_clocks(request["seconds"], request["patience"])
         try:
             info = probe(Path(request["path"]), limits=limits)
         finally:
@@ -80,10 +77,11 @@ def _answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"slow": True}
 
 
-def _start_clocks(seconds: float) -> None:
+def _start_clocks(seconds: float, patience: float) -> None:
+    """For `seconds` of processor time within `patience` by the clock."""
     spent = time.process_time() + seconds + GRACE
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(spent), resource.RLIM_INFINITY))
-    signal.setitimer(signal.ITIMER_REAL, seconds * PATIENCE)
+    signal.setitimer(signal.ITIMER_REAL, patience)
     # Again and again: what is raised while something is being cleaned up may be lost.
     signal.setitimer(signal.ITIMER_PROF, seconds, GRACE / 4)
 

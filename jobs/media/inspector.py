@@ -31,6 +31,9 @@ QUICK_SECONDS = 1.0
 MAX_WAITING = 32
 """Files decoded and waiting, together."""
 
+CLOCK_SHARE = 0.1
+"""A machine that gives a file less than this share of the time that passes is too busy for it."""
+
 RETRY_SECONDS = 5
 """When to come again after more."""
 
@@ -84,15 +87,23 @@ class MediaInspector:
     async def _probe_in_turn(self, path: Path) -> MediaInfo:
         lane = self._quick
         if self._seconds > QUICK_SECONDS:
-            with suppress(_TookLonger, ChecksBusy):
-                return await lane.probe(path, self._limits, QUICK_SECONDS)
+            with suppress(_TookLonger):
+                return await lane.probe(self._request(path, QUICK_SECONDS))
             lane = self._slow
         try:
-            return await lane.probe(path, self._limits, self._seconds)
+            return await lane.probe(self._request(path, self._seconds))
         except _TookLonger:
             raise MediaError(
                 f"takes more than {self._seconds:g} seconds of processor time to decode"
             ) from None
+
+    def _request(self, path: Path, seconds: float) -> dict[str, Any]:
+        return {
+            "path": str(path),
+            "limits": self._limits.model_dump(),
+            "seconds": seconds,
+            "patience": self._seconds / CLOCK_SHARE,
+        }
 
 
 class _Lane:
@@ -105,9 +116,8 @@ class _Lane:
         self.helpers: set[_Helper] = set()
         self._closed = False
 
-    async def probe(self, path: Path, limits: MediaLimits, seconds: float) -> MediaInfo:
-        """What `path` holds. Raises `MediaError`, `ChecksBusy` and `_TookLonger`."""
-        request = {"path": str(path), "limits": limits.model_dump(), "seconds": seconds}
+    async def probe(self, request: dict[str, Any]) -> MediaInfo:
+        """What the helper answers. Raises `MediaError`, `ChecksBusy` and `_TookLonger`."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._ask, request)
 

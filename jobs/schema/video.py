@@ -140,7 +140,7 @@ def _media_fields(limits: VideoLimits) -> dict[str, Any]:
         ),
         "first_frame": file("A picture to begin with."),
         "last_frame": file("A picture to end with."),
-        "first_clip": file("A clip to continue."),
+        "first_clip": file("A clip to continue from its end."),
         "last_clip": file("A clip to lead up to."),
         "reference_images": (
             Annotated[list[FileValue], Field(max_length=limits.max_reference_images)],

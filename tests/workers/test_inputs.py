@@ -13,14 +13,17 @@ import numpy as np
 import pytest
 from engine_harness import Bench, claimed, claimed_clip
 from fake_pipeline import FakeClipPipeline, fake_clip_spec, fake_spec
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
 from jobs.blobs import FileBlobStore, input_key
-from jobs.media.info import MediaLimits
+from jobs.media.info import MediaInfo, MediaLimits
 from jobs.media.probe import probe
 from jobs.schema import resolve_input
 from jobs.types import ClaimedJob, ErrorCode, Status
+from models.frame_choice import Steady, played
 from models.pipeline import Clip, ImageRequest, Outpaint, VideoRequest
 from tests import media_files
 from workers import inputs
@@ -177,6 +180,31 @@ def test_frames_of_a_variable_rate_are_chosen_by_time(store: FileBlobStore, tmp_
     assert made == [0, 1, 2, 3, 3, 3, 3, 4]
     assert request.control_video is not None
     assert len(request.control_video.frames) == 8
+
+
+@given(
+    st.integers(1, 60),
+    st.sampled_from([1.0, 8.0, 12.5, 16.0, 24.0, 25.0, 29.97, 30.0, 60.0, 1000.0]),
+    st.sampled_from([8.0, 13.2, 16.0, 24.0, 30.0]),
+)
+def test_the_length_that_a_request_gets_is_what_its_source_fills(
+    count: int, source_fps: float, fps: float
+) -> None:
+    info = MediaInfo(
+        kind="video",
+        content_type="video/mp4",
+        width=64,
+        height=64,
+        num_frames=count,
+        fps=source_fps,
+        duration_seconds=count / source_fps,
+    )
+    file_id = "file_" + "0" * 32
+    asked = {"prompt": "x", "control_video": file_id, "fps": fps, "sampler": "flow-euler"}
+    resolved = resolve_input(CLIPS, asked, {file_id: info})
+    filled = len(played(Steady(count, source_fps), 81, fps))
+    # The longest of 4n + 1 frames that it reaches to the end of.
+    assert resolved["num_frames"] == (filled - 1) // 4 * 4 + 1
 
 
 def test_several_threads_may_read_at_a_time(store: FileBlobStore) -> None:

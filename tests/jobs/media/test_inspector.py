@@ -83,6 +83,24 @@ async def test_a_file_that_takes_too_long_is_refused_and_the_next_one_served(
     assert (await patient.probe(good)).kind == "image"
 
 
+async def test_a_decoder_that_does_not_come_back_in_time_is_ended(
+    good: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "endless")
+    made = MediaInspector(LIMITS, seconds=inspector_module.QUICK_SECONDS)
+    try:
+        await made.probe(good)
+        [pid] = helpers(made)
+        asking = asyncio.create_task(made.probe(tmp_path / "endless"))
+        with await asyncio.to_thread((tmp_path / "endless").open, "wb"):
+            # As its limit does it.
+            os.kill(pid, signal.SIGXCPU)
+            with pytest.raises(MediaError, match="more than 1 seconds of processor time"):
+                await asking
+    finally:
+        made.close()
+
+
 async def test_a_file_is_not_blamed_for_a_machine_that_has_no_time(tmp_path: Path) -> None:
     # Opening a pipe for reading waits for a writer, which never comes: no time is spent.
     os.mkfifo(tmp_path / "endless")

@@ -168,6 +168,15 @@ def test_kept_frames_that_leave_nothing_to_make_are_refused_by_name():
         paint(request(first_clip=clip(count=5), last_clip=clip(count=8)))
 
 
+def test_a_source_plays_at_its_own_speed_unless_it_is_to_be_resampled():
+    source = clip(count=33)
+    known = in_model_range(source.frames)
+    trimmed = paint(request(control_video=source))
+    torch.testing.assert_close(trimmed.video, known[:, :9])
+    resampled = paint(request(control_video=source, frame_policy="resample"))
+    torch.testing.assert_close(resampled.video, known[:, ::4])
+
+
 def test_a_resampled_source_is_spread_over_the_clip_and_its_mask_with_it():
     source = clip(count=17)
     black_then_white = np.zeros((17, 16, 32, 3), dtype=np.uint8)
