@@ -117,9 +117,9 @@ class Device:
             import torch
 
             return int(torch.cuda.mem_get_info(self.name)[0])
-        from models.weights.host_memory import free_host_bytes
+        from models.weights.host_memory import available_host_bytes
 
-        return free_host_bytes()
+        return available_host_bytes()
 
     def memory_bytes(self) -> dict[str, int]:
         """Device memory by kind: allocated, reserved, peak, total. Empty on the CPU."""

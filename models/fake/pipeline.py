@@ -13,7 +13,7 @@ import hashlib
 import os
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from config.model_spec import ModelSpec
 from models.fake.request import FakeRequest
-from models.pipeline import Generation
+from models.pipeline import Generation, KeepGoing, to_the_end
 from models.samplers import SAMPLERS
 from models.samplers.sampled_generation import SampledGeneration
 
@@ -36,13 +36,6 @@ OWN, PREVIOUS = 25173, 13849
 """Weights of a value and of its predecessor in the next one."""
 
 _HANG_SECONDS = 60.0
-
-KeepGoing = Callable[[], None]
-"""Called between two pieces of work; what it raises leaves everything as it was."""
-
-
-def _to_the_end() -> None:
-    """A `KeepGoing` that never leaves the work."""
 
 
 class FakeGeneration(SampledGeneration):
@@ -70,13 +63,13 @@ class FakePipeline:
         self.residency = "float32"
         self._device = device
 
-    def prepare(self, request: FakeRequest, keep_going: KeepGoing = _to_the_end) -> FakeGeneration:
+    def prepare(self, request: FakeRequest, keep_going: KeepGoing = to_the_end) -> FakeGeneration:
         """Draw the noise and take the memory."""
         keep_going()
         return FakeGeneration(request, self.spec.id, self._device)
 
     @torch.inference_mode()
-    def step(self, batch: Sequence[Generation], keep_going: KeepGoing = _to_the_end) -> None:
+    def step(self, batch: Sequence[Generation], keep_going: KeepGoing = to_the_end) -> None:
         """Take as long as the slowest member asks for, fail if one is to fail, else mix.
 
         The time is spent in halves, as that of a model which takes those of guidance in turn.
@@ -116,7 +109,7 @@ class FakePipeline:
         return _pictures(generation.latents, 16, 16)
 
     def decode(
-        self, generation: Generation, keep_going: KeepGoing = _to_the_end
+        self, generation: Generation, keep_going: KeepGoing = to_the_end
     ) -> list[Image.Image]:
         """The latents as colours at the requested size. Raises ValueError before the last step."""
         own = _own(generation)
