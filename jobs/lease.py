@@ -155,7 +155,7 @@ class LeaseClient:
         """
         depths = self._retry(lambda: scripts.run(self._main, scripts.STATS, []), 0)
         oldest: dict[str, float] = {}
-        for name, _, _, age in depths:
+        for name, _, _, age, _ in depths:
             model = keys.split_queue_name(name.decode())[0]
             if model in models and age:
                 oldest[model] = max(oldest.get(model, 0.0), float(age))

@@ -11,7 +11,7 @@ from engine_harness import Bench, claimed
 from fake_pipeline import FakeGeneration, FakePipeline
 
 from jobs.types import ClaimedJob, ErrorCode, Priority, Status
-from models.pipeline import Generation, Request
+from models.pipeline import Generation, KeepGoing, Request, to_the_end
 from workers.device import Device
 from workers.parking import Parking, default_budget
 
@@ -94,15 +94,15 @@ class SmallDevice(FakePipeline):
         super().__init__(*args, **options)  # type: ignore[arg-type]
         self.generations: WeakSet[FakeGeneration] = WeakSet()
 
-    def prepare(self, request: Request) -> FakeGeneration:
+    def prepare(self, request: Request, keep_going: KeepGoing = to_the_end) -> FakeGeneration:
         self.check(STATE * request.num_images)
-        generation = super().prepare(request)
+        generation = super().prepare(request, keep_going)
         self.generations.add(generation)
         return generation
 
-    def step(self, batch: Sequence[Generation]) -> None:
+    def step(self, batch: Sequence[Generation], keep_going: KeepGoing = to_the_end) -> None:
         self.check(0)
-        super().step(batch)
+        super().step(batch, keep_going)
 
     def check(self, more: int) -> None:
         here = sum(g.latents.nbytes for g in self.generations if g.place == "device")
