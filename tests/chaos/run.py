@@ -70,6 +70,7 @@ async def run_plan(
         Fleet(folder, SETTINGS, sabotage) as fleet,
         Clients(fleet.url, plan) as clients,
     ):
+        await clients.ready(len(WORKERS))
         attack = Attack(fleet, plan)
         await asyncio.gather(attack.run(), clients.run())
         await _all_ended(fleet, clients.accepted, patience_seconds)
