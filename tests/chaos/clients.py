@@ -53,6 +53,14 @@ class Clients:
     async def __aexit__(self, *_: object) -> None:
         await self._http.aclose()
 
+    async def ready(self, workers: int) -> None:
+        """Returns when a job would make progress and so many workers have announced themselves."""
+        while True:
+            response = await self.insist("GET", "/readyz")
+            if response.status_code == 200 and response.json()["workers"] >= workers:
+                return
+            await asyncio.sleep(PAUSE_SECONDS)
+
     async def run(self) -> None:
         """Returns when every planned job has been accepted, and cancelled where it is to be."""
         async with asyncio.TaskGroup() as group:

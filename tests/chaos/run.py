@@ -24,7 +24,7 @@ from tests.chaos.attack import Attack
 from tests.chaos.checks import JobCheck, file_faults, key_faults, lease_faults
 from tests.chaos.clients import Accepted, Clients
 from tests.chaos.expected import ExpectedFiles
-from tests.chaos.fleet import Fleet
+from tests.chaos.fleet import UP_SECONDS, Fleet
 from tests.chaos.launcher import SABOTAGES
 from tests.chaos.plan import API, KEEPERS, WORKERS, Plan, make_plan
 from tests.chaos.verdict import Findings, Report
@@ -70,8 +70,16 @@ async def run_plan(
         Fleet(folder, SETTINGS, sabotage) as fleet,
         Clients(fleet.url, plan) as clients,
     ):
+        async with asyncio.timeout(UP_SECONDS):
+            await clients.ready(len(WORKERS))
         attack = Attack(fleet, plan)
-        await asyncio.gather(attack.run(), clients.run())
+        submitting = asyncio.create_task(clients.run())
+        await attack.run()
+        try:
+            async with asyncio.timeout(patience_seconds):
+                await submitting
+        except TimeoutError:
+            findings.add("lost", "the server", "it does not take all jobs")
         await _all_ended(fleet, clients.accepted, patience_seconds)
         # Whoever has just come back has so long to do harm.
         await asyncio.sleep(LEASE_SECONDS)

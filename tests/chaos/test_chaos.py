@@ -39,14 +39,14 @@ async def test_nothing_is_lost_doubled_or_wrong_while_everything_dies(tmp_path: 
 
 
 async def test_without_the_fence_a_frozen_worker_ends_a_job_twice(tmp_path: Path) -> None:
-    frozen = [Blow(1.5, "freeze", name, 2.5 * LEASE_SECONDS) for name in WORKERS[:2]]
+    frozen = [Blow(2.0, "freeze", name, 2.5 * LEASE_SECONDS) for name in WORKERS[:2]]
     report = await run_plan(long_jobs(*frozen), tmp_path, sabotage="fence")
     assert report.findings.count("duplicated") > 0, report.details()
     assert report.findings.count("lost") == 0
 
 
 async def test_without_the_reaper_the_jobs_of_killed_workers_are_lost(tmp_path: Path) -> None:
-    killed = [Blow(1.5, "kill", name) for name in WORKERS]
+    killed = [Blow(2.0, "kill", name) for name in WORKERS]
     report = await run_plan(
         long_jobs(*killed), tmp_path, sabotage="reaper", patience_seconds=3 * LEASE_SECONDS
     )
