@@ -37,7 +37,7 @@ GOALS = {"images per second, at least": 0.97, "of the overhead-bound model, busy
 _WARM_UP = 32
 
 
-def run(images: int = 32, rounds: int = 2) -> dict[str, Any]:
+def run(images: int = 32, rounds: int = 3) -> dict[str, Any]:
     """Ratios of batching to one at a time by model and load, and the figures behind them."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -157,7 +157,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m bench.batching", description=__doc__)
     parser.add_argument("--images", type=int, default=32, help="in a busy load")
-    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     started = time.monotonic()
     figures = run(images=arguments.images, rounds=arguments.rounds)
