@@ -3,9 +3,8 @@
 A job comes in by `admit` (its inputs are read and its prompts encoded at once); every `turn` then
 takes one denoise step of the batch that the scheduler picks, reports it in one round trip, and
 decodes at most one finished job, so that no queue of newcomers or of results holds up the steps.
-What is decoded is encoded and stored in the background and settled at a later turn. The engine
-knows no Redis: reports and outcomes go to a `Sink`, pictures and clips to a `StoringQueue`, the
-states of long jobs to `Checkpoints`, from which another engine goes on with them.
+What is decoded is stored in the background and settled at a later turn. The engine knows no Redis:
+reports go to a `Sink`, media to a `StoringQueue`, states of long jobs to `Checkpoints`.
 
 A failure stays with the job that caused it. If a batch raises, its members are tried one by one and
 only those that fail alone are failed; running out of memory also shrinks the batches to come.
@@ -23,7 +22,7 @@ import structlog
 
 from jobs.types import ClaimedJob, ModelLoad, Outcome, Stage, Status, Usage, Verdict
 from models.errors import Cancelled
-from models.pipeline import Clip, Generation, KeepGoing, Pipeline, Request
+from models.pipeline import Clip, Generation, Pipeline, Request
 from workers import metrics
 from workers.batch_limits import BatchLimits
 from workers.checkpoints import Checkpoints
@@ -31,8 +30,9 @@ from workers.device import Device, is_out_of_memory
 from workers.failures import attempt, cancelled, failure_of
 from workers.finish_speeds import FinishSpeeds
 from workers.inputs import InputReader
-from workers.member import RANKS, Member
+from workers.member import RANKS, Member, seconds_left
 from workers.parking import Parking
+from workers.posted_verdicts import PostedVerdicts
 from workers.previews import Previews
 from workers.roster import Roster
 from workers.scheduler import leader, open_ranks, schedule
@@ -51,9 +51,8 @@ class Engine:
     """Everything resident on one device. All methods but `held` and `post` run on one thread.
 
     `capacity` bounds the images in memory (a job of several images may exceed it by those);
-    `preview_seconds` is the least time between two previews of a job; of the device's memory
-    generations that wait may fill `waiting_bytes`; `alive` is called whenever a piece of longer
-    work got done; `clock` counts seconds.
+    at least `preview_seconds` lie between two previews of a job; generations that wait may fill
+    `waiting_bytes` of the device; `alive` is called after pieces of work; `clock` counts seconds.
     """
 
     def __init__(
@@ -82,13 +81,12 @@ class Engine:
         self._capacity = capacity
         self._parking = Parking(pipelines, device, waiting_bytes)
         self._previews = Previews(pipelines, preview_seconds)
-        self._alive = alive
+        self._verdicts = PostedVerdicts(alive)
         self._clock = clock
         self._is_draining = False
         self._members: dict[str, Member] = {}
         self._stepping, self._finished = Roster(), Roster()
         self._held: tuple[ClaimedJob, ...] = ()
-        self._posted: dict[str, Verdict] = {}
         self._last_step_seconds = 0.0
         self._speeds = FinishSpeeds()
 
@@ -102,11 +100,8 @@ class Engine:
         return self._held
 
     def post(self, job: ClaimedJob, verdict: Verdict) -> None:
-        """Deliver a verdict from another thread; obeyed at the next step boundary.
-
-        Work on nobody else's behalf is left before that, between two of its pieces.
-        """
-        self._posted[job.execution_id] = verdict
+        """Deliver a verdict from any thread; obeyed at the next step boundary or piece of work."""
+        self._verdicts.post(job, verdict)
 
     def open_ranks(self) -> int:
         """Classes that may be claimed now: those whose rank is below the returned number."""
@@ -120,18 +115,11 @@ class Engine:
 
     def seconds_left(self) -> dict[str, float]:
         """Models with jobs here, each with how long its steps will take as far as measured."""
-        left: dict[str, float] = {}
-        for member in self._members.values():
-            model = member.job.model
-            left[model] = max(left.get(model, 0.0), member.denoise_seconds_left)
-        return left
+        return seconds_left(self._members.values())
 
     def expect(self, job: ClaimedJob, load: ModelLoad) -> None:
         """Take in a claimed job whose model is yet to be loaded; it is told about that."""
-        member = Member(job)
-        self._members[job.execution_id] = member
-        self._note_held()
-        self._report([member], Stage.LOADING, load)
+        self._report([self._take_in(job)], Stage.LOADING, load)
 
     def admit_expected(self) -> None:
         """Go on with those expected jobs that are still wanted: their model is resident now."""
@@ -141,17 +129,16 @@ class Engine:
 
     def give_up_expected(self) -> list[tuple[ClaimedJob, Usage]]:
         """Drop the expected jobs, whose model cannot be loaded; returns them with their cost."""
-        expected = [m for m in self._members.values() if m.stage is Stage.LOADING]
-        for member in expected:
-            self._drop(member)
-        return [(m.job, m.usage()) for m in expected]
+        return self.evict([m.job for m in self._members.values() if m.stage is Stage.LOADING])
 
     def admit(self, job: ClaimedJob) -> None:
         """Take in a claimed job of a resident model, read its inputs and encode its prompts."""
-        member = Member(job)
-        self._members[job.execution_id] = member
+        self._encode(self._take_in(job))
+
+    def _take_in(self, job: ClaimedJob) -> Member:
+        member = self._members[job.execution_id] = Member(job)
         self._note_held()
-        self._encode(member)
+        return member
 
     def _encode(self, member: Member) -> None:
         job = member.job
@@ -249,7 +236,7 @@ class Engine:
                 self._checkpoints.offer(member, now, seconds_left)
 
     def _prepare(self, member: Member) -> tuple[Request, Generation]:
-        job, keep_going = member.job, self._keep_going(member)
+        job, keep_going = member.job, self._verdicts.listener([member.job])
         pipeline = self._pipelines[job.model]
         request = self._inputs.request(job, pipeline.spec)
         keep_going()
@@ -260,22 +247,13 @@ class Engine:
     def _advance(self, pipeline: Pipeline, members: Sequence[Member]) -> None:
         self._parking.fetch(members)
         batch = [m.generation for m in members if m.generation is not None]
-        pipeline.step(batch, self._keep_going(*members))
+        pipeline.step(batch, self._verdicts.listener([m.job for m in members]))
         self._device.synchronize()
 
     def _decode(self, member: Member, generation: Generation) -> list[Image] | Clip:
         self._parking.fetch([member])
-        return self._pipelines[member.job.model].decode(generation, self._keep_going(member))
-
-    def _keep_going(self, *members: Member) -> KeepGoing:
-        """For work that only `members` want: leaves it once none of them does any more."""
-
-        def look() -> None:
-            self._alive()
-            if all(m.job.execution_id in self._posted for m in members):
-                raise Cancelled
-
-        return look
+        keep_going = self._verdicts.listener([member.job])
+        return self._pipelines[member.job.model].decode(generation, keep_going)
 
     def _step_apart(
         self, pipeline: Pipeline, members: list[Member], error: Exception
@@ -387,8 +365,7 @@ class Engine:
         return any(m.job.execution_id in self._members for m in members)
 
     def _obey_posted(self) -> None:
-        while self._posted:
-            execution_id, verdict = self._posted.popitem()
+        for execution_id, verdict in self._verdicts.take():
             if execution_id in self._members:
                 self._obey(self._members[execution_id], verdict)
 
@@ -401,10 +378,8 @@ class Engine:
 
     def _fail(self, member: Member, stage: Stage, error: Exception) -> None:
         log.error("job failed", job=member.job.id, stage=stage, exc_info=error)
-        outcome = Outcome(
-            Status.FAILED, failure=failure_of(error, stage, member.job), usage=member.usage()
-        )
-        self._settle(member, outcome)
+        failure = failure_of(error, stage, member.job)
+        self._settle(member, Outcome(Status.FAILED, failure=failure, usage=member.usage()))
 
     def _settle(self, member: Member, outcome: Outcome) -> None:
         if self._sink.finish(member.job, outcome):

@@ -6,6 +6,7 @@ describe itself to the scheduler (`resident`) and to the job layer (`progress`, 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from jobs.types import (
@@ -186,3 +187,12 @@ class Member:
             decoding=decoding,
             storing=storing,
         )
+
+
+def seconds_left(members: Iterable[Member]) -> dict[str, float]:
+    """The models of `members`, each with how long its steps will take as far as measured."""
+    left: dict[str, float] = {}
+    for member in members:
+        model = member.job.model
+        left[model] = max(left.get(model, 0.0), member.denoise_seconds_left)
+    return left

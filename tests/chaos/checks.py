@@ -26,8 +26,10 @@ TERMINAL = ("succeeded", "failed", "cancelled")
 AT_ONCE = 8
 
 # What a Redis may hold when every job is gone: counters, names of queues, and what ends by itself.
-_STAYS = re.compile(r"denoised:(queues|finishes|wake:fake)|rq:queues")
-_EXPIRES = re.compile(r"denoised:(idem|claim):.*|rq:worker:.*")
+# What was measured, and how much of the device each key has had.
+_LEARNT = "costs:.*|backlog(:jobs)?|fair|served|vtime"
+_STAYS = re.compile(rf"denoised:(queues|finishes|wake:fake|{_LEARNT})|rq:queues")
+_EXPIRES = re.compile(r"denoised:(idem|claim|usage):.*|rq:worker:.*")
 _WORKER_LISTS = re.compile(r"rq:workers(:.*)?")
 
 
