@@ -328,7 +328,7 @@ def test_outpainting_keeps_the_inside_and_continues_it(client, tmp_path, autoenc
     sides = {"left": 0.25, "right": 0.25, "top": 0.25, "bottom": 0.25}
     frames = make(
         client,
-        prompt_of(scene, ground=False),
+        prompt_of(scene),
         video=upload(client, tmp_path, inner),
         outpaint=sides,
     )

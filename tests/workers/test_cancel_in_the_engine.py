@@ -63,7 +63,7 @@ def test_work_that_was_left_is_paid_for() -> None:
 def test_every_piece_of_long_work_shows_that_the_worker_lives() -> None:
     bench, job = Bench(), claimed(num_inference_steps=1)
     signs: list[str] = []
-    bench.engine._alive = lambda: signs.append("alive")
+    bench.engine._verdicts._alive = lambda: signs.append("alive")
     bench.pipeline.on_piece = lambda name, keep_going: [keep_going() for _ in range(3)] and None
     bench.run(job)
     # Three pieces of each of encoding, stepping and decoding, and one after reading the input.
