@@ -24,6 +24,7 @@ from config.model_spec import ModelSpec
 from models.fake.request import FakeRequest
 from models.pipeline import Generation, KeepGoing, to_the_end
 from models.samplers import SAMPLERS
+from models.samplers.batch_check import checked_batch
 from models.samplers.sampled_generation import SampledGeneration
 
 SHAPE = (3, 8, 8)
@@ -159,19 +160,7 @@ def _pictures(latents: Tensor, width: int, height: int) -> list[Image.Image]:
 
 
 def _checked(batch: Sequence[Generation]) -> list[FakeGeneration]:
-    members = [_own(generation) for generation in batch]
-    if not members:
-        raise ValueError("batch is empty")
-    if len({id(member) for member in members}) != len(members):
-        raise ValueError("batch holds a generation twice")
-    for member in members:
-        if member.is_done:
-            raise ValueError(f"batch holds a generation that took all its {member.num_steps} steps")
-        if member.batch_key != members[0].batch_key:
-            raise ValueError(
-                f"batch mixes generations of keys {members[0].batch_key} and {member.batch_key}"
-            )
-    return members
+    return checked_batch([_own(generation) for generation in batch])
 
 
 def _own(generation: Generation) -> FakeGeneration:

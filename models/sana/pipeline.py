@@ -24,6 +24,7 @@ from models.latent_preview import LatentPreview
 from models.pictures import to_images
 from models.pipeline import Generation, ImageRequest, KeepGoing, to_the_end
 from models.samplers import SAMPLERS
+from models.samplers.batch_check import checked_batch
 from models.samplers.sampled_generation import take_step
 from models.sana.autoencoder_dc import AutoencoderDC
 from models.sana.batch import BatchConditioning, serials_of
@@ -289,19 +290,7 @@ def _checked_text_encoder(
 
 
 def _checked_batch(batch: Sequence[Generation]) -> list[SanaGeneration]:
-    members = [_own(generation) for generation in batch]
-    if not members:
-        raise ValueError("batch is empty")
-    if len(set(serials_of(members))) != len(members):
-        raise ValueError("batch holds a generation twice")
-    for member in members:
-        if member.is_done:
-            raise ValueError(f"batch holds a generation that took all its {member.num_steps} steps")
-        if member.batch_key != members[0].batch_key:
-            raise ValueError(
-                f"batch mixes generations of keys {members[0].batch_key} and {member.batch_key}"
-            )
-    return members
+    return checked_batch([_own(generation) for generation in batch])
 
 
 def _own(generation: Generation) -> SanaGeneration:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.pipeline import VideoRequest
-from models.samplers import SamplerPlan
+from models.samplers import SamplerPlan, batch_check
 from models.samplers.sampled_generation import SampledGeneration
 from models.wan.transformer import TextConditioning, TimeModulation
 
@@ -108,19 +108,7 @@ def checked_batch(batch: Sequence[object]) -> list[WanVaceGeneration]:
     Raises ValueError for an empty batch, a member given twice, one that is done and members whose
     `batch_key` differs, TypeError for generations of another family.
     """
-    members = [own(generation) for generation in batch]
-    if not members:
-        raise ValueError("batch is empty")
-    if len(set(serials_of(members))) != len(members):
-        raise ValueError("batch holds a generation twice")
-    for member in members:
-        if member.is_done:
-            raise ValueError(f"batch holds a generation that took all its {member.num_steps} steps")
-        if member.batch_key != members[0].batch_key:
-            raise ValueError(
-                f"batch mixes generations of keys {members[0].batch_key} and {member.batch_key}"
-            )
-    return members
+    return batch_check.checked_batch([own(generation) for generation in batch])
 
 
 def own(generation: object) -> WanVaceGeneration:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from jobs import scripts
 from tests.chaos.plan import WORKERS, Blow, Plan, PlannedJob, make_plan
 from tests.chaos.run import LEASE_SECONDS, run_plan
 
@@ -54,8 +51,6 @@ async def test_without_the_reaper_the_jobs_of_killed_workers_are_lost(tmp_path: 
     assert report.findings.count("duplicated") == 0
 
 
-# Checkpoints come with a script of their own; until then there is no fence to cut.
-@pytest.mark.skipif(not hasattr(scripts, "CHECKPOINT"), reason="there are no checkpoints")
 async def test_without_the_checkpoint_fence_an_ended_job_points_at_a_checkpoint(
     tmp_path: Path,
 ) -> None:
