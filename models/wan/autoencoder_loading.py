@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
 import torch
@@ -13,8 +12,8 @@ from models.wan.autoencoder import WanAutoencoder
 from models.wan.autoencoder_config import WanAutoencoderConfig, infer_config
 from models.wan.autoencoder_names import count_res_blocks, to_diffusers
 from models.weights.json_file import read_json_object
-from models.weights.safetensors_folder import fill_module, read_tensors, weight_files
-from models.weights.safetensors_header import read_shapes
+from models.weights.plain_file import plain_shapes, plain_tensors
+from models.weights.safetensors_folder import fill_module, weight_files
 from models.weights.shards import shard_files
 from models.weights.skeleton import skeleton
 
@@ -42,7 +41,7 @@ def load_autoencoder(
             raise type(error)(_named(config_path, error)) from error
     tensors: dict[str, Tensor] = {}
     for file in files:
-        tensors.update(_read_pickle(file) if file.suffix == ".pth" else read_tensors(file))
+        tensors.update(plain_tensors(file))
     blocks = count_res_blocks(list(tensors))
     tensors = {to_diffusers(name, blocks): tensor for name, tensor in tensors.items()}
     if config is None:
@@ -63,10 +62,7 @@ def autoencoder_shapes(path: Path, variant: str | None = None) -> dict[str, tupl
     """
     shapes: dict[str, tuple[int, ...]] = {}
     for file in _files(path, variant):
-        if file.suffix == ".pth":
-            shapes.update({name: tuple(t.shape) for name, t in _read_pickle(file).items()})
-        else:
-            shapes.update(read_shapes(file))
+        shapes.update(plain_shapes(file))
     return shapes
 
 
@@ -77,14 +73,3 @@ def _files(path: Path, variant: str | None) -> tuple[Path, ...]:
 def _named(path: Path, error: Exception) -> str:
     text = str(error)
     return text if text.startswith(str(path)) else f"{path}: {text}"
-
-
-def _read_pickle(path: Path) -> dict[str, Tensor]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"{path}: cannot be read as a file of tensors: {reason}") from error
-    if not isinstance(content, dict) or not all(isinstance(t, Tensor) for t in content.values()):
-        raise CheckpointError(f"{path}: holds something other than named tensors")
-    return content

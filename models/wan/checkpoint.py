@@ -29,6 +29,9 @@ PIPELINE_CLASS = "WanVACEPipeline"
 # Brings a map from latents to colours, see `models.latent_preview`, which loads the tensor library.
 _PREVIEW_FILE = "preview.safetensors"
 
+# In a diffusers folder, beside shared files, and in the original release.
+_TOKENIZER_PLACES = ("tokenizer", ".", "google/umt5-xxl")
+
 # The official commands for VACE shift this far; a diffusers folder says its own.
 _OFFICIAL_SHIFT = 16.0
 
@@ -175,11 +178,12 @@ def _component(folder: Path, name: str, what: str, is_it: Callable[[Path], bool]
 
 
 def _tokenizer(folder: Path) -> Path:
-    candidates = (folder / "tokenizer" / "tokenizer.json", folder / "tokenizer.json")
+    candidates = tuple(folder / place / "tokenizer.json" for place in _TOKENIZER_PLACES)
     for path in candidates:
         if path.is_file():
             return path
-    raise CheckpointError(f"{candidates[0]}: no such file, and no {candidates[1].name} beside it")
+    places = ", ".join(str(path.relative_to(folder)) for path in candidates)
+    raise CheckpointError(f"{folder}: expected one of {places}, found: none")
 
 
 def _is_text_encoder(path: Path) -> bool:
@@ -190,7 +194,8 @@ def _is_text_encoder(path: Path) -> bool:
             # Only who wants this very file should hear what is wrong with it.
             pass
     name = path.name.lower()
-    return path.suffix in (".gguf", ".safetensors") and ("t5" in name or "text_encoder" in name)
+    known = path.suffix in (".gguf", ".safetensors", ".pth")
+    return known and ("t5" in name or "text_encoder" in name)
 
 
 def _is_autoencoder(path: Path) -> bool:

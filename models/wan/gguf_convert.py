@@ -18,7 +18,7 @@ from models.errors import CheckpointError
 from models.wan.gguf_recipe import tensor_type
 from models.wan.transformer_config import WanVaceConfig, expected_shapes, infer_config
 from models.wan.transformer_names import to_original
-from models.wan.transformer_tensors import StoredTensor, safetensors_tensors
+from models.wan.transformer_tensors import StoredTensor, stored_tensors
 from models.weights.gguf.file_type import FileType
 from models.weights.gguf.format import QuantType
 from models.weights.gguf.quantize import QuantizationError, quantize
@@ -99,7 +99,7 @@ def _weights(source: Path) -> Path:
 def _named(weights: Path) -> dict[str, StoredTensor]:
     """The tensors under their original names."""
     tensors: dict[str, StoredTensor] = {}
-    for tensor in safetensors_tensors(weights, None):
+    for tensor in stored_tensors(weights, None):
         name = to_original(tensor.name)
         if name in tensors:
             raise CheckpointError(

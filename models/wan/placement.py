@@ -19,9 +19,9 @@ from models.wan.umt5_names import UNUSED, to_transformers
 from models.weights.gguf.header import open_header
 from models.weights.host_memory import available_host_bytes
 from models.weights.packed.fp8_linear import supports_fp8
+from models.weights.plain_file import plain_shapes
 from models.weights.residency import Plan, choose_residency
 from models.weights.safetensors_folder import weight_files
-from models.weights.safetensors_header import read_shapes
 from models.weights.shards import shard_files
 
 # Activations of a token that live at once, in units of its channels, when rows are doubled for
@@ -98,7 +98,7 @@ def _text_encoder_bytes(path: Path, dtype: torch.dtype, variant: str | None) -> 
         tensors = open_header(path).tensors
         return sum(info.nbytes for info in tensors if _is_on_device(info.name))
     files = weight_files(path, variant) if path.is_dir() else shard_files(path)
-    shapes = [item for file in files for item in read_shapes(file).items()]
+    shapes = [item for file in files for item in plain_shapes(file).items()]
     elements = sum(math.prod(shape) for name, shape in shapes if _is_on_device(name))
     size: int = elements * dtype.itemsize
     return size

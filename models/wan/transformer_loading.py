@@ -21,7 +21,7 @@ from models.wan.tensor_check import check_shapes
 from models.wan.transformer import WanVaceTransformer
 from models.wan.transformer_config import WanVaceConfig, expected_shapes, infer_config
 from models.wan.transformer_names import to_original
-from models.wan.transformer_tensors import StoredTensor, gguf_tensors, safetensors_tensors
+from models.wan.transformer_tensors import StoredTensor, gguf_tensors, stored_tensors
 from models.weights.gguf.file import GgufFile
 from models.weights.packed.fp8_linear import Fp8Linear, fits_fp8
 from models.weights.packed.linear import PackedLinear
@@ -55,7 +55,7 @@ def load_transformer(
         with GgufFile.open(path) as file:
             require_wan_vace(path, file.header)
             return _assemble(path, gguf_tensors(file), device, dtype, residency, config)
-    return _assemble(path, safetensors_tensors(path, variant), device, dtype, residency, config)
+    return _assemble(path, stored_tensors(path, variant), device, dtype, residency, config)
 
 
 def _assemble(

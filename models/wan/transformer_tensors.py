@@ -1,7 +1,7 @@
 """The tensors of a file, of whatever kind it is, as loading sees them: described, not yet read.
 
-A mapped GGUF file or safetensors come in; one `StoredTensor` for each tensor goes out, which turns
-into numbers, or into quantised blocks, on demand.
+A mapped GGUF file, safetensors or `.pth` come in; one `StoredTensor` for each tensor goes out,
+which turns into numbers, or into quantised blocks, on demand.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from models.weights.gguf.format import BLOCK
 from models.weights.gguf.packed_tensor import PackedTensor
 from models.weights.gguf.plain_types import PLAIN_DTYPES
 from models.weights.gguf.tensor_records import TensorInfo
-from models.weights.safetensors_folder import read_tensors, weight_files
+from models.weights.plain_file import plain_tensors
+from models.weights.safetensors_folder import weight_files
 from models.weights.shards import shard_files
 
 
@@ -78,16 +79,16 @@ def gguf_tensors(file: GgufFile) -> Iterator[StoredTensor]:
         yield _GgufTensor(file, info)
 
 
-def safetensors_tensors(
+def stored_tensors(
     path: Path, variant: str | None, *, ignored: tuple[str, ...] = ()
 ) -> Iterator[StoredTensor]:
-    """Every tensor of a safetensors file and its other shards, or of the files in a folder, whose
-    name does not begin with one of `ignored`.
+    """Every tensor of a safetensors file and its other shards, of a `.pth` file, or of the
+    safetensors files in a folder, whose name does not begin with one of `ignored`.
 
     Raises CheckpointError naming the file when one is missing, damaged, or holds whole numbers.
     """
     for file in weight_files(path, variant) if path.is_dir() else shard_files(path):
-        for name, tensor in read_tensors(file):
+        for name, tensor in plain_tensors(file):
             if name.startswith(ignored):
                 continue
             if not tensor.is_floating_point():

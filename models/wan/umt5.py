@@ -1,9 +1,9 @@
 """The resident UMT5 encoder of Wan: loaded strictly from any of its files, run on real tokens only.
 
-Safetensors and GGUF files come in, under any of their naming forms; token ids become hidden states.
-Quantised matrices stay as they are in a GGUF file. The embedding table, a fifth of the model, of
-which a prompt needs a few rows, stays in the mapped file whatever its numbers are: rows are read,
-and dequantised or cast, when they are looked up.
+Safetensors, `.pth` and GGUF files come in, under any of their naming forms; token ids become hidden
+states. Quantised matrices stay as they are in a GGUF file. The embedding table, a fifth of the
+model, of which a prompt needs a few rows, stays in the mapped file whatever its numbers are: rows
+are read, and dequantised or cast, when they are looked up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.errors import CheckpointError, UnsupportedCheckpoint
 from models.wan.gguf_identify import Kind, identify
 from models.wan.tensor_check import check_shapes
-from models.wan.transformer_tensors import StoredTensor, gguf_tensors, safetensors_tensors
+from models.wan.transformer_tensors import StoredTensor, gguf_tensors, stored_tensors
 from models.wan.umt5_config import EMBEDDING, Umt5Config, expected_shapes, infer_config
 from models.wan.umt5_layers import Umt5
 from models.wan.umt5_names import UNUSED, to_transformers
@@ -55,7 +55,7 @@ class Umt5Encoder:
         dtype: torch.dtype,
         variant: str | None = None,
     ) -> Umt5Encoder:
-        """The encoder at `source`: a GGUF file, a safetensors file, or a folder of the latter.
+        """The encoder at `source`: a GGUF, safetensors or `.pth` file, or a folder of safetensors.
 
         A folder may have a `config.json`; otherwise the tensors' shapes tell the configuration.
         `variant` chooses among the copies in a folder. Raises ValueError for a `dtype` other than
@@ -72,7 +72,7 @@ class Umt5Encoder:
                         f"{source}: the file holds {kind}, expected a UMT5 encoder"
                     )
                 return cls._assemble(source, list(gguf_tensors(file)), config, device, dtype)
-        stored = list(safetensors_tensors(source, variant, ignored=UNUSED))
+        stored = list(stored_tensors(source, variant, ignored=UNUSED))
         return cls._assemble(source, stored, config, device, dtype)
 
     @classmethod

@@ -148,7 +148,7 @@ def training_prompt(
     if motion.colour is not None and rng.random() < 0.25:
         return ClipPrompt(caption(motion, rng, plain=True), motion)
     asked = motion
-    if is_shown and rng.random() < 0.4:
+    if is_shown and rng.random() < 0.5:
         asked = replace(asked, shape=None, colour=None)
     elif rng.random() < 0.12:
         asked = replace(asked, colour=None)

@@ -37,7 +37,7 @@ CONFIG = WanVaceConfig(
 )
 CAPTION_DROPOUT, TEXT_ONLY = 0.1, 0.5
 # Clips with a reference are a frame longer, so they make batches of their own.
-REFERENCE_EVERY = 5
+REFERENCE_EVERY = 4
 REFRESH_EVERY = 100
 
 

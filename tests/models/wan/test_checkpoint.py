@@ -104,6 +104,25 @@ def test_an_autoencoder_as_pth_and_a_preview_map_are_told_from_transformers(
     assert len(pipeline.preview(halfway)) == 3
 
 
+def test_the_files_of_the_original_release_make_a_model(plain_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(plain_folder, tmp_path / "Wan2.1-VACE-Tiny")
+    expected = run(load(folder), request()).latents
+    autoencoder = folder / "wan_2.1_vae.safetensors"
+    torch.save(load_file(autoencoder), folder / "Wan2.1_VAE.pth")
+    encoder = folder / "text_encoder"
+    weights = load_file(encoder / "model.safetensors")
+    torch.save(weights, folder / "models_t5_umt5-xxl-enc-bf16.pth")
+    (folder / "google").mkdir()
+    (folder / "google" / "umt5-xxl").mkdir()
+    (folder / "tokenizer.json").rename(folder / "google" / "umt5-xxl" / "tokenizer.json")
+    autoencoder.unlink()
+    shutil.rmtree(encoder)
+    assert torch.equal(run(load(folder), request()).latents, expected)
+    (folder / "google" / "umt5-xxl" / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"expected one of .*google/umt5-xxl/tokenizer\.json"):
+        WanVaceCheckpoint.read(folder)
+
+
 def test_the_variant_asked_for_is_loaded(wan_copy: Path):
     for file in wan_copy.glob("*/*.safetensors"):
         shutil.copy(file, file.with_suffix(".fp16.safetensors"))

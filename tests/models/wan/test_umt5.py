@@ -121,9 +121,12 @@ def test_shards_and_a_second_name_of_the_table_make_no_difference(reference, fol
     assert torch.equal(load(tmp_path / "both.safetensors").hidden_states(tokens), expected)
 
 
-def test_names_of_the_original_release_load_without_a_configuration(weights, folder, tmp_path):
-    path = tmp_path / "models_t5_umt5-xxl-enc-bf16.safetensors"
-    save_file(renamed(weights, "wan"), path)
+@pytest.mark.parametrize(("suffix", "save"), [(".safetensors", save_file), (".pth", torch.save)])
+def test_the_original_release_loads_without_a_configuration(
+    weights, folder, tmp_path, suffix, save
+):
+    path = tmp_path / f"models_t5_umt5-xxl-enc-bf16{suffix}"
+    save(renamed(weights, "wan"), path)
     tokens = some_tokens(20).tolist()
     assert torch.equal(load(path).hidden_states(tokens), load(folder).hidden_states(tokens))
 
