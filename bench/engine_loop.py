@@ -7,6 +7,7 @@ over jobs that arrive at given times, and notes when each was begun, took its fi
 from __future__ import annotations
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,25 @@ from typing import Any
 from config.model_spec import ModelSpec
 from jobs.blobs import FileBlobStore
 from jobs.schema import resolve_input
-from jobs.types import ClaimedJob, Outcome, Priority, Progress, Status, Verdict
-from models.pipeline import Generation, Pipeline
+from jobs.types import (
+    Checkpoint,
+    ClaimedJob,
+    Outcome,
+    Priority,
+    Progress,
+    Status,
+    Usage,
+    Verdict,
+)
+from models.pipeline import Generation, KeepGoing, Pipeline, to_the_end
 from workers.background import BackgroundThread
 from workers.batch_limits import BatchLimits
+from workers.checkpoints import Checkpoints
 from workers.device import Device
 from workers.engine import Engine
 from workers.inputs import InputReader
 from workers.member import RANKS
+from workers.reading import ReadingQueue
 from workers.recipe import Recipes
 from workers.results import ResultWriter
 from workers.storing import StoringQueue
@@ -69,10 +81,10 @@ class _Watched:
         self._note = note
         self.step_seconds: list[float] = []
 
-    def step(self, batch: Sequence[Generation]) -> None:
+    def step(self, batch: Sequence[Generation], keep_going: KeepGoing = to_the_end) -> None:
         self._note(batch)
         started = time.perf_counter()
-        self._pipeline.step(batch)
+        self._pipeline.step(batch, keep_going)
         self.step_seconds.append(time.perf_counter() - started)
 
     def __getattr__(self, name: str) -> Any:
@@ -93,12 +105,24 @@ class EngineLoop:
         self._engine = Engine(
             self._watched,
             self,
-            InputReader(FileBlobStore(Path("nowhere")), max_frames=1),
+            ReadingQueue(
+                InputReader(FileBlobStore(Path("nowhere")), max_frames=1),
+                [BackgroundThread("reading")],
+                stuck_seconds=300.0,
+                clock=time.monotonic,
+            ),
             StoringQueue(
                 ResultWriter(self, recipes),
                 BackgroundThread("storing"),
                 stuck_seconds=300.0,
                 clock=time.monotonic,
+            ),
+            Checkpoints(
+                FileBlobStore(Path("nowhere")),
+                self,
+                recipes,
+                BackgroundThread("checkpoints"),
+                every_seconds=math.inf,
             ),
             device,
             BatchLimits(max_batch_images),
@@ -164,6 +188,14 @@ class EngineLoop:
         self.times[job.id].ended = time.perf_counter()
         self.files[job.id] = [self._data[output.key] for output in outcome.outputs]
         return True
+
+    def restarted(self, job: ClaimedJob, cause: str) -> bool:
+        """Part of the engine's sink; nothing here goes on from a checkpoint."""
+        raise RuntimeError(f"{job.id} restarted: {cause}")
+
+    def record_checkpoint(self, job: ClaimedJob, checkpoint: Checkpoint, usage: Usage) -> bool:
+        """Part of a lease client; no checkpoint is ever due here."""
+        raise RuntimeError(f"{job.id} got a checkpoint")
 
     def put(self, key: str, data: bytes) -> None:
         """Part of a blob store."""

@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from config.settings import Settings
 from jobs import checkpoints, keys, scripts
 from jobs.blobs import INPUTS, ExecutionBlobs, FileBlobStore, UploadBlob, job_prefix
-from jobs.lease import WORKER_LOST_TRACE
+from jobs.lease_wire import WORKER_LOST_TRACE
 from jobs.metrics import count_put_back
 from jobs.worker_registry import forget_dead
 

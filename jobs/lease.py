@@ -8,12 +8,11 @@ repeated send from a new one.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from redis import Redis
@@ -22,19 +21,17 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 from config.settings import Settings
 from jobs import keys, metrics, scripts, worker_registry
 from jobs.connections import connect
-from jobs.costs import Shape
 from jobs.errors import ForeignJob, StoreUnavailable, is_away
-from jobs.event_log import preview_fragment, progress_fragment
-from jobs.rq_record import (
-    FROM_RQ,
-    TO_RQ,
-    decode_call,
-    encode_return_value,
-    encode_trace,
-    parse_time,
-    public_outputs,
-    time_from_us,
+from jobs.lease_wire import (
+    WORKER_LOST_TRACE,
+    beat_arguments,
+    claimed_job,
+    finish_arguments,
+    progress_arguments,
+    usage_arguments,
+    verdict_of,
 )
+from jobs.rq_record import FROM_RQ, decode_call
 from jobs.types import (
     Checkpoint,
     ClaimedJob,
@@ -61,10 +58,6 @@ ALLOWANCE_SECONDS = {Priority.INTERACTIVE: 0.0, Priority.STANDARD: 30.0, Priorit
 """How much later than its submission a job of each class is due. Of one key's jobs the earliest due
 is claimed first: none is passed by one of the same key that was submitted later than this many
 seconds after it, whatever its class."""
-
-WORKER_LOST_TRACE = encode_trace("worker_lost: every allowed attempt lost its worker")
-
-VERDICTS = {0: Verdict.LEASE_LOST, 1: Verdict.CONTINUE, 2: Verdict.CANCEL}
 
 T = TypeVar("T")
 
@@ -178,28 +171,12 @@ class LeaseClient:
         Returns a verdict for each update, in order. Raises `StoreUnavailable` once Redis has been
         away for `retry_seconds`; with 0 at once, for a worker that would rather go on computing.
         """
-        calls: list[list[scripts.Argument]] = [
-            [
-                update.job.id,
-                update.job.execution_id,
-                self._settings.lease_seconds,
-                update.stage.value,
-                update.step,
-                update.total_steps,
-                "" if update.eta_seconds is None else round(update.eta_seconds, 3),
-                progress_fragment(update) if update.event else "",
-                preview_fragment(update) if update.preview is not None else "",
-            ]
-            for update in updates
-        ]
+        calls = [progress_arguments(update, self._settings.lease_seconds) for update in updates]
         return self._verdicts(self._main, calls, retry_seconds)
 
     def beat(self, jobs: Sequence[ClaimedJob]) -> list[Verdict]:
         """Extends the leases of jobs from the heartbeat thread; returns a verdict for each."""
-        lease = self._settings.lease_seconds
-        calls: list[list[scripts.Argument]] = [
-            [job.id, job.execution_id, lease, "", "", "", "", "", ""] for job in jobs
-        ]
+        calls = [beat_arguments(job, self._settings.lease_seconds) for job in jobs]
         return self._verdicts(self._heartbeat, calls)
 
     def record_checkpoint(self, job: ClaimedJob, checkpoint: Checkpoint, usage: Usage) -> bool:
@@ -214,7 +191,7 @@ class LeaseClient:
             checkpoint.key,
             checkpoint.step,
             checkpoint.sha256,
-            *_usage(usage),
+            *usage_arguments(usage),
         ]
         reply = self._retry(lambda: scripts.run(self._checkpoints, scripts.CHECKPOINT, args))
         return bool(reply == 1)
@@ -240,27 +217,10 @@ class LeaseClient:
             raise ValueError(f"a job cannot finish as {outcome.status.value}")
         if outcome.status is Status.FAILED and outcome.failure is None:
             raise ValueError("a failed outcome needs a failure")
-        error = outcome.failure.model_dump_json() if outcome.failure else ""
-        outputs = [output.model_dump(mode="json") for output in outcome.outputs]
-        fragment = f',"outputs":{json.dumps(public_outputs(outputs))}'
-        trace = ""
-        if outcome.failure is not None:
-            fragment = f',"error":{error}'
-            trace = encode_trace(f"{outcome.failure.code.value}: {outcome.failure.message}")
-        args: list[scripts.Argument] = [
-            job.id,
-            job.execution_id,
-            TO_RQ[outcome.status],
-            error,
-            json.dumps(outputs) if outputs else "",
-            fragment,
-            encode_return_value(outcome.outputs),
-            trace,
-            *_usage(outcome.usage),
-            self._settings.result_ttl_seconds,
-            self._settings.event_ttl_seconds,
-            *_costs(job, outcome),
-        ]
+        settings = self._settings
+        args = finish_arguments(
+            job, outcome, settings.result_ttl_seconds, settings.event_ttl_seconds
+        )
         reply = self._retry(lambda: scripts.run(self._main, scripts.FINISH, args))
         if reply[0] == 1:
             self._count_finish(job, reply)
@@ -279,7 +239,7 @@ class LeaseClient:
             cause,
             int(refund_attempt),
             WORKER_LOST_TRACE,
-            *_usage(usage),
+            *usage_arguments(usage),
             self._settings.result_ttl_seconds,
             self._settings.event_ttl_seconds,
         ]
@@ -303,27 +263,9 @@ class LeaseClient:
 
     def _accept(self, fields: Sequence[bytes | None], now_us: int) -> ClaimedJob | None:
         """The claimed job, or None after failing a record that we did not submit."""
-        job_id, execution_id, queue, data, model, deterministic, attempt = (
-            (field or b"") for field in fields[:7]
-        )
-        created_at, enqueued_at = (
-            parse_time(text.decode()) if text else time_from_us(now_us) for text in fields[7:9]
-        )
-        job = ClaimedJob(
-            id=job_id.decode(),
-            model=model.decode(),
-            input={},
-            priority=keys.split_queue_name(queue.decode())[1],
-            deterministic=deterministic == b"1",
-            attempt=int(attempt),
-            execution_id=execution_id.decode(),
-            queue=queue.decode(),
-            created_at=created_at,
-            queued_seconds=max((time_from_us(now_us) - enqueued_at).total_seconds(), 0.0),
-            checkpoint=_checkpoint(*fields[9:12]),
-        )
+        job, data = claimed_job(fields, now_us)
         try:
-            if not model:
+            if not job.model:
                 raise ForeignJob("PermissionError: the job was not submitted through denoised")
             return replace(job, input=decode_call(data).input)
         except ForeignJob as refusal:
@@ -341,7 +283,9 @@ class LeaseClient:
         if not calls:
             return []
         return self._retry(
-            lambda: [_verdict(reply) for reply in scripts.run_many(redis, scripts.PROGRESS, calls)],
+            lambda: [
+                verdict_of(reply) for reply in scripts.run_many(redis, scripts.PROGRESS, calls)
+            ],
             retry_seconds,
         )
 
@@ -371,29 +315,3 @@ class LeaseClient:
                 log.warning("Redis is away, trying again: %s", error)
                 time.sleep(pause)
                 pause = min(pause * 2, 1.0)
-
-
-def _verdict(reply: int | Exception) -> Verdict:
-    if isinstance(reply, Exception):
-        raise reply
-    return VERDICTS[reply]
-
-
-def _checkpoint(key: bytes | None, step: bytes | None, sha256: bytes | None) -> Checkpoint | None:
-    if key is None:
-        return None
-    return Checkpoint(key.decode(), int(step or 0), (sha256 or b"").decode())
-
-
-def _costs(job: ClaimedJob, outcome: Outcome) -> list[scripts.Argument]:
-    """What the finish script learns from, or that there is nothing."""
-    costs = outcome.costs
-    if costs is None:
-        return [""]
-    steps = outcome.usage.steps
-    run_seconds = costs.encoding + steps * costs.step + costs.decoding + costs.storing
-    return [str(Shape.of(job.input)), *astuple(costs), outcome.usage.gpu_seconds, run_seconds]
-
-
-def _usage(usage: Usage) -> tuple[float, int, int]:
-    return usage.gpu_seconds, usage.steps, usage.resumed_steps

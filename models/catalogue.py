@@ -66,8 +66,8 @@ def discover(names: Sequence[str]) -> tuple[ModelSpec, ...]:
         specs[spec.id] = spec
     if refused and not specs:
         raise refused[0]
-    for error in refused:
-        log.error("model cannot be served: %s", error)
+    for reason in refused:
+        log.error("model cannot be served: %s", reason)
     return tuple(specs.values())
 
 

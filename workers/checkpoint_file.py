@@ -50,7 +50,8 @@ def pack(state: Mapping[str, Tensor], facts: Mapping[str, str], step: int) -> by
     from safetensors.torch import save
 
     tensors = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
-    return save(tensors, metadata={**facts, "step": str(step)})
+    data: bytes = save(tensors, metadata={**facts, "step": str(step)})
+    return data
 
 
 def unpack(data: bytes, sha256: str, facts: Mapping[str, str], step: int) -> dict[str, Tensor]:

@@ -1,13 +1,14 @@
 """The step engine: resident models and the jobs in memory, advanced one batch at a time.
 
-A job comes in by `admit` (its inputs are read and its prompts encoded at once); every `turn` then
-takes one denoise step of the batch that the scheduler picks, reports it in one round trip, and
-decodes at most one finished job, so that no queue of newcomers or of results holds up the steps.
-What is decoded is stored in the background and settled at a later turn. The engine knows no Redis:
-reports go to a `Sink`, media to a `StoringQueue`, states of long jobs to `Checkpoints`.
+A job comes in by `admit`: its sources are read in the background, everybody else steps on
+meanwhile. Every `turn` then encodes at most one job that has been read, takes one denoise step of
+the batch that the scheduler picks, reports it in one round trip, and decodes at most one finished
+job, so that no queue of newcomers or of results holds up the steps. What is decoded is stored in
+the background and settled at a later turn. The engine knows no Redis: reports go to a `Sink`, media
+to a `StoringQueue`, states of long jobs to `Checkpoints`.
 
-A failure stays with the job that caused it. If a batch raises, its members are tried one by one and
-only those that fail alone are failed; running out of memory also shrinks the batches to come.
+How a step is taken is told in `workers.stepping`, how a job is encoded and decoded in
+`workers.solo_stages`. A failure stays with the job that caused it.
 """
 
 from __future__ import annotations
@@ -15,36 +16,36 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from typing import Any
 
 import structlog
 
 from jobs.types import ClaimedJob, ModelLoad, Outcome, Stage, Status, Usage, Verdict
 from models.errors import Cancelled
-from models.pipeline import Clip, Generation, Pipeline, Request
+from models.pipeline import Pipeline
 from workers import metrics
 from workers.batch_limits import BatchLimits
 from workers.checkpoints import Checkpoints
-from workers.device import Device, is_out_of_memory
-from workers.failures import attempt, cancelled, failure_of
+from workers.device import Device
+from workers.failures import cancelled, failure_of
 from workers.finish_speeds import FinishSpeeds
-from workers.inputs import InputReader
 from workers.member import RANKS, Member, seconds_left
 from workers.parking import Parking
 from workers.posted_verdicts import PostedVerdicts
 from workers.previews import Previews
+from workers.reading import Read, ReadingQueue
 from workers.roster import Roster
 from workers.scheduler import leader, open_ranks, schedule
 from workers.sink import Sink
+from workers.solo_stages import SoloStages
+from workers.stepping import Stepping
 from workers.storing import StoringQueue
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 log = structlog.get_logger(__name__)
 
-T = TypeVar("T")
+PAUSE_SECONDS = 0.01
+"""An engine that only waits for sources or for results looks so often for new jobs."""
 
 
 class Engine:
@@ -59,7 +60,7 @@ class Engine:
         self,
         pipelines: Mapping[str, Pipeline],
         sink: Sink,
-        inputs: InputReader,
+        reading: ReadingQueue,
         storing: StoringQueue,
         checkpoints: Checkpoints,
         device: Device,
@@ -73,19 +74,20 @@ class Engine:
     ) -> None:
         self._pipelines = pipelines
         self._sink = sink
-        self._inputs = inputs
+        self._reading = reading
         self._storing = storing
         self._checkpoints = checkpoints
-        self._device = device
         self._limits = limits
         self._capacity = capacity
         self._parking = Parking(pipelines, device, waiting_bytes)
         self._previews = Previews(pipelines, preview_seconds)
-        self._verdicts = PostedVerdicts(alive)
+        self._verdicts = verdicts = PostedVerdicts(alive)
+        self._solo = SoloStages(pipelines, device, self._parking, verdicts, clock)
+        self._stepping = Stepping(pipelines, device, limits, self._parking, verdicts, clock)
         self._clock = clock
         self._is_draining = False
         self._members: dict[str, Member] = {}
-        self._stepping, self._finished = Roster(), Roster()
+        self._unfinished, self._finished = Roster(), Roster()
         self._held: tuple[ClaimedJob, ...] = ()
         self._last_step_seconds = 0.0
         self._speeds = FinishSpeeds()
@@ -105,13 +107,14 @@ class Engine:
 
     def open_ranks(self) -> int:
         """Classes that may be claimed now: those whose rank is below the returned number."""
-        ended = self._finished.num_images + self._storing.num_images
-        return open_ranks(
-            self._stepping,
+        others = len(self._reading.members) + self._finished.num_images + self._storing.num_images
+        ranks = open_ranks(
+            self._unfinished,
             self._limits,
-            capacity=self._capacity - ended,
+            capacity=self._capacity - others,
             num_ranks=len(RANKS),
         )
+        return min(ranks, self._reading.open_ranks(len(RANKS)))
 
     def seconds_left(self) -> dict[str, float]:
         """Models with jobs here, each with how long its steps will take as far as measured."""
@@ -125,57 +128,43 @@ class Engine:
         """Go on with those expected jobs that are still wanted: their model is resident now."""
         self._obey_posted()
         for member in [m for m in self._members.values() if m.stage is Stage.LOADING]:
-            self._encode(member)
+            self._read(member)
 
     def give_up_expected(self) -> list[tuple[ClaimedJob, Usage]]:
         """Drop the expected jobs, whose model cannot be loaded; returns them with their cost."""
         return self.evict([m.job for m in self._members.values() if m.stage is Stage.LOADING])
 
     def admit(self, job: ClaimedJob) -> None:
-        """Take in a claimed job of a resident model, read its inputs and encode its prompts."""
-        self._encode(self._take_in(job))
+        """Take in a claimed job of a resident model.
 
-    def _take_in(self, job: ClaimedJob) -> Member:
-        member = self._members[job.execution_id] = Member(job)
-        self._note_held()
-        return member
-
-    def _encode(self, member: Member) -> None:
-        job = member.job
-        if not self._report([member], Stage.ENCODING):
-            return
-        begun = self._run(member, partial(self._prepare, member))
-        if begun is not None:
-            member.begin(*begun)
-            if (cause := self._checkpoints.resume(member)) is not None:
-                self._sink.restarted(job, cause)
-            self._parking.add(member)
-            (self._stepping if member.is_stepping else self._finished).add(member.resident())
-            # Told before the first step, which may be long; also the next chance to cancel.
-            self._report([member], Stage.DENOISING)
+        One without sources is encoded at once, of others the sources are read first.
+        """
+        self._read(self._take_in(job))
 
     def turn(self) -> None:
-        """One step of one batch, then at most one finished job decoded. Does nothing when idle.
+        """One step of one batch, before it at most one job encoded, after it at most one decoded.
 
-        Raises DeviceLost or StoringStuck when only a new process can go on.
+        Waits a moment when there is nothing to compute yet; does nothing when idle. Raises
+        DeviceLost, ReadingStuck or StoringStuck when only a new process can go on.
         """
         self._obey_posted()
-        self._collect()
-        batch = schedule(self._stepping, self._limits)
+        self._settle_stored()
+        if (read := self._reading.take()) is not None:
+            self._encode(read)
+        batch = schedule(self._unfinished, self._limits)
         if batch:
-            self._stepping.advance(batch)
-            members = [self._members[r.id] for r in batch]
-            self._parking.settle(members)
-            self._step(members)
+            self._unfinished.advance(batch)
+            self._step([self._members[r.id] for r in batch])
         finished = leader(self._finished)
         if finished is not None:
             self._finished.advance((finished,))
             self._finished.discard(finished.id)
-            self._complete(self._members[finished.id])
+            self._decode(self._members[finished.id])
             self._storing.linger(self._last_step_seconds)
         elif not batch:
-            self._storing.pause()
-        self._collect()
+            pending: list[Future[Any]] = [*self._reading.pending, *self._storing.pending]
+            wait(pending, timeout=PAUSE_SECONDS, return_when=FIRST_COMPLETED)
+        self._settle_stored()
 
     def drain(self) -> None:
         """From now on jobs get a checkpoint before they are decoded: the grace may end first."""
@@ -202,113 +191,90 @@ class Engine:
             self._storing.clear()
         return [(m.job, m.usage()) for m in dropped]
 
-    def _step(self, members: list[Member]) -> None:
-        pipeline = self._pipelines[members[0].job.model]
-        key = members[0].resident().batch_key
-        images = sum(m.num_images for m in members)
-        started = self._clock()
-        error = attempt(partial(self._advance, pipeline, members))
-        ended = self._clock()
-        self._last_step_seconds = ended - started
-        if isinstance(error, Cancelled):
-            for member in members:
-                member.device_seconds += (ended - started) * member.num_images / images
-            self._obey_posted()
+    def _take_in(self, job: ClaimedJob) -> Member:
+        member = self._members[job.execution_id] = Member(job)
+        self._note_held()
+        return member
+
+    def _read(self, member: Member) -> None:
+        """Have the sources of a newcomer read."""
+        if not self._report([member], Stage.ENCODING):
             return
-        if isinstance(error, Exception):
-            members = self._step_apart(pipeline, members, error)
-        else:
-            self._limits.observe(key, images, ended - started)
-            metrics.STEP_SECONDS.labels(members[0].job.model).observe(ended - started)
-            metrics.BATCH_SIZE.labels(members[0].job.model).observe(images)
-            for member in members:
-                member.count_step(started, ended, images=images)
-        for member in members:
+        read = self._reading.put(member, self._pipelines[member.job.model].spec)
+        if read is not None:
+            self._encode(read)
+
+    def _encode(self, read: Read) -> None:
+        """From what was read to a generation that can step."""
+        member = read.member
+        member.reading_seconds = read.seconds
+        if isinstance(read.request, Exception):
+            self._give_up(member, read.request)
+            return
+        generation = self._solo.encode(member, read.request)
+        if isinstance(generation, Exception):
+            self._give_up(member, generation)
+            return
+        member.begin(read.request, generation)
+        if (cause := self._checkpoints.resume(member)) is not None:
+            self._sink.restarted(member.job, cause)
+        self._parking.add(member)
+        (self._unfinished if member.is_stepping else self._finished).add(member.resident())
+        # Told before the first step, which may be long; also the next chance to cancel.
+        self._report([member], Stage.DENOISING)
+
+    def _step(self, members: Sequence[Member]) -> None:
+        """One step of a batch, reported; whoever has moved may get a checkpoint."""
+        stepped = self._stepping.step(members)
+        self._last_step_seconds = stepped.seconds
+        for member, error in stepped.failed:
+            self._fail(member, Stage.DENOISING, error)
+        for member in stepped.members:
             if member.is_finished:
-                self._stepping.discard(member.job.execution_id)
+                self._unfinished.discard(member.job.execution_id)
                 self._finished.add(member.resident())
-        if members:
-            self._report(members, Stage.DENOISING)
+        if stepped.members:
+            self._report(stepped.members, Stage.DENOISING)
+        else:
+            self._obey_posted()
         now = self._clock()
-        for member in members:
+        for member in stepped.members:
             if member.job.execution_id in self._members:
                 seconds_left = member.eta_seconds(self._speeds.seconds_after(member))
                 self._checkpoints.offer(member, now, seconds_left)
 
-    def _prepare(self, member: Member) -> tuple[Request, Generation]:
-        job, keep_going = member.job, self._verdicts.listener([member.job])
-        pipeline = self._pipelines[job.model]
-        request = self._inputs.request(job, pipeline.spec)
-        keep_going()
-        generation = pipeline.prepare(request, keep_going)
-        self._device.synchronize()
-        return request, generation
-
-    def _advance(self, pipeline: Pipeline, members: Sequence[Member]) -> None:
-        self._parking.fetch(members)
-        batch = [m.generation for m in members if m.generation is not None]
-        pipeline.step(batch, self._verdicts.listener([m.job for m in members]))
-        self._device.synchronize()
-
-    def _decode(self, member: Member, generation: Generation) -> list[Image] | Clip:
-        self._parking.fetch([member])
-        keep_going = self._verdicts.listener([member.job])
-        return self._pipelines[member.job.model].decode(generation, keep_going)
-
-    def _step_apart(
-        self, pipeline: Pipeline, members: list[Member], error: Exception
-    ) -> list[Member]:
-        """After a batch raised `error`: step every member alone; returns those that could."""
-        images = sum(m.num_images for m in members)
-        if is_out_of_memory(error):
-            self._parking.clear(members)
-            self._device.release_memory()
-            self._limits.shrink(members[0].resident().batch_key, images)
-        elif len(members) == 1:
-            self._fail(members[0], Stage.DENOISING, error)
-            return []
-        log.warning("batch failed, trying its members one by one", images=images, error=str(error))
-        stepped = []
-        for member in members:
-            if is_out_of_memory(error):
-                self._parking.clear([member])
-            started = self._clock()
-            own_error = attempt(partial(self._advance, pipeline, [member]))
-            if isinstance(own_error, Exception):
-                self._fail(member, Stage.DENOISING, own_error)
-                self._device.release_memory()
-            else:
-                member.count_step(started, self._clock(), images=member.num_images)
-                stepped.append(member)
-        return stepped
-
-    def _complete(self, member: Member) -> None:
+    def _decode(self, member: Member) -> None:
         """Latents to pictures or a clip, and these on their way to files."""
         if not self._report([member], Stage.DECODING):
             return
         started = self._clock()
-        model, generation = member.job.model, member.generation
-        metrics.STAGE_SECONDS.labels(model, Stage.DENOISING).observe(member.denoise_seconds)
-        assert generation is not None
-        if not bool(generation.latents.isfinite().all()):
+        metrics.STAGE_SECONDS.labels(member.job.model, Stage.DENOISING).observe(
+            member.denoise_seconds
+        )
+        assert member.generation is not None
+        if not bool(member.generation.latents.isfinite().all()):
             self._fail(member, Stage.DENOISING, ArithmeticError("the latents are not finite"))
             return
         if self._is_draining:
             self._checkpoints.save([member], timeout=0.0)
-        media = self._run(member, partial(self._decode, member, generation))
-        if media is None or not self._report([member], Stage.STORING):
+        media = self._solo.decode(member)
+        if isinstance(media, Exception):
+            self._give_up(member, media)
+            return
+        if not self._report([member], Stage.STORING):
             return
         # The latents and all that was computed for them need no longer take memory.
         member.generation = None
         self._parking.discard(member)
         self._storing.put(member, media, decoding_since=started)
 
-    def _collect(self) -> None:
+    def _settle_stored(self) -> None:
         """Settle what has been stored since the last look."""
         for stored in self._storing.collect():
-            member, outputs = stored.member, stored.outputs.result()
+            member = stored.member
             if member.job.execution_id not in self._members:
                 continue
+            outputs = stored.outputs.result()
             if isinstance(outputs, Exception):
                 self._fail(member, Stage.STORING, outputs)
                 continue
@@ -318,30 +284,12 @@ class Engine:
                 member, Outcome(Status.SUCCEEDED, outputs, usage=member.usage(), costs=costs)
             )
 
-    def _run(self, member: Member, work: Callable[[], T]) -> T | None:
-        """The result of one stage of one job; None after it failed and the job with it, or after
-        the job was cancelled meanwhile.
-
-        Out of memory, it is tried once more with all caches emptied and all others moved out.
-        """
-        started = self._clock()
-        result = attempt(work)
-        if isinstance(result, Exception) and is_out_of_memory(result):
-            self._parking.clear([member])
-            self._device.release_memory()
-            result = attempt(work)
-        seconds = self._clock() - started
-        if isinstance(result, Cancelled):
-            member.device_seconds += seconds
+    def _give_up(self, member: Member, error: Exception) -> None:
+        """A stage of the job ended in `error`: it has failed, or nobody wants it any more."""
+        if isinstance(error, Cancelled):
             self._obey_posted()
-            return None
-        if isinstance(result, Exception):
-            self._fail(member, member.stage, result)
-            return None
-        metrics.STAGE_SECONDS.labels(member.job.model, member.stage).observe(seconds)
-        member.stage_seconds[member.stage] = seconds
-        member.device_seconds += seconds
-        return result
+        else:
+            self._fail(member, member.stage, error)
 
     def _report(
         self, members: Sequence[Member], stage: Stage, load: ModelLoad | None = None
@@ -391,7 +339,8 @@ class Engine:
     def _drop(self, member: Member) -> None:
         self._members.pop(member.job.execution_id, None)
         self._checkpoints.forget(member.job)
-        self._stepping.discard(member.job.execution_id)
+        self._reading.discard(member)
+        self._unfinished.discard(member.job.execution_id)
         self._finished.discard(member.job.execution_id)
         self._parking.discard(member)
         self._note_held()

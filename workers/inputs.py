@@ -32,6 +32,17 @@ T = TypeVar("T")
 SOURCE_PIXELS = 4
 """Larger frames than so many times the canvas are shrunk while decoding: memory for nothing."""
 
+_SOURCES = (
+    "video",
+    "mask",
+    "control_video",
+    "layout",
+    "first_frame",
+    "last_frame",
+    "first_clip",
+    "last_clip",
+    "reference_images",
+)
 _IMAGE_FIELDS = tuple(field.name for field in fields(ImageRequest))
 _FAKE_FIELDS = tuple(field.name for field in fields(FakeRequest))
 _PLAIN_FIELDS = (
@@ -74,6 +85,10 @@ class InputReader:
     def __init__(self, blobs: BlobFolder, *, max_frames: int) -> None:
         self._blobs = blobs
         self._max_frames = max_frames
+
+    def has_sources(self, job: ClaimedJob, spec: ModelSpec) -> bool:
+        """Whether `request` has frames to decode or to draw, and may take long."""
+        return spec.task == "video" and any(job.input.get(field) for field in _SOURCES)
 
     def request(self, job: ClaimedJob, spec: ModelSpec) -> Request:
         """The job's input as the pipeline of `spec` wants it.

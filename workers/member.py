@@ -34,6 +34,7 @@ _NEWEST = 0.3  # weight of the newest interval in the moving average
 class Member:
     """A claimed job and everything the engine keeps for it. Times are seconds of its clock.
 
+    `reading_seconds` were spent on its sources, while the device may have worked for others.
     Of the request only the counts stay, `num_images` and `num_pixels` of everything asked for: its
     clips would take memory for as long as the job runs.
     """
@@ -43,6 +44,7 @@ class Member:
     num_images: int = 1
     num_pixels: int = 0
     stage: Stage = Stage.ENCODING
+    reading_seconds: float = 0.0
     device_seconds: float = 0.0
     denoise_seconds: float = 0.0
     stage_seconds: dict[Stage, float] = field(default_factory=dict)
@@ -93,6 +95,11 @@ class Member:
             num_images=self.num_images,
             exclusive=self.job.deterministic,
         )
+
+    def count_stage(self, seconds: float) -> None:
+        """Book the device's time for the stage that the job is in."""
+        self.stage_seconds[self.stage] = seconds
+        self.device_seconds += seconds
 
     def count_step(self, started: float, ended: float, *, images: int) -> None:
         """Book one step taken together with others, `images` in all."""
@@ -181,7 +188,7 @@ class Member:
         if encoding is None or decoding is None or not self.steps_taken:
             return None
         return StageCosts(
-            encoding=encoding,
+            encoding=self.reading_seconds + encoding,
             step=self.denoise_seconds / self.steps_taken,
             device_step=(self.device_seconds - encoding - decoding) / self.steps_taken,
             decoding=decoding,

@@ -1,7 +1,7 @@
 """A worker process: load the models, claim jobs, turn the engine, until told to stop.
 
 The main thread owns the device and loops claim, admit, turn. A heartbeat thread keeps the leases,
-another one encodes and stores results, a third one checkpoints.
+two others read the sources of jobs, one encodes and stores results, one checkpoints.
 Signal handlers only count: the first SIGTERM or SIGINT drains (claim no more, finish what can end
 within `drain_seconds`, hand back the rest with a checkpoint and its attempt refunded), the second
 hands back at once. Whatever else ends the process, leases lapse and the jobs go on elsewhere, from
@@ -25,7 +25,6 @@ import structlog
 
 from config.model_spec import ModelSpec
 from config.settings import Settings
-from jobs.blobs import FileBlobStore
 from jobs.errors import StoreUnavailable
 from jobs.lease import RETRY_SECONDS, LeaseClient
 from jobs.types import ClaimedJob, Priority, Usage, Verdict
@@ -33,23 +32,15 @@ from jobs.worker_registry import WorkerInfo
 from models import loading
 from models.pipeline import Pipeline
 from workers import metrics
-from workers.background import BackgroundThread
-from workers.batch_limits import BatchLimits
-from workers.checkpoints import Checkpoints
+from workers.assembly import engine_of
 from workers.device import Device, DeviceLost
 from workers.engine import Engine
 from workers.heartbeat import Heartbeat, Pulse
-from workers.inputs import InputReader
 from workers.isolation import anyone_alone, must_be_alone
-from workers.memory_ceilings import MemoryCeilings
 from workers.model_switching import LOOK_SECONDS, ModelSwitching
-from workers.parking import default_budget
-from workers.patient_blobs import PatientBlobs
 from workers.residency import Residents
-from workers.results import ResultWriter
 from workers.steady_sink import PAUSE_SECONDS, SteadySink
 from workers.stop_signals import StopSignals
-from workers.storing import StoringQueue
 
 log = structlog.get_logger(__name__)
 
@@ -152,36 +143,13 @@ class Worker:
             self._heartbeat.stop()
             self._sign(lambda: self._lease.announce(self._describe()))
             return EXIT_NO_MODEL
-        blobs = FileBlobStore(self._settings.blob_dir)
-        # Gives up before storing counts as stuck.
-        patient = PatientBlobs(blobs, retry_seconds=self._settings.step_timeout_seconds / 2)
-        ceilings = MemoryCeilings(
-            self._settings.data_dir / "memory_ceilings.json", self._device.model_name
-        )
-        waiting = self._settings.waiting_state_bytes
-        self._engine = Engine(
-            residents.pipelines,
-            self._sink,
-            InputReader(blobs, max_frames=self._settings.max_file_frames),
-            StoringQueue(
-                ResultWriter(patient, residents.recipes),
-                BackgroundThread("storing"),
-                stuck_seconds=self._settings.step_timeout_seconds,
-                clock=time.monotonic,
-            ),
-            Checkpoints(
-                blobs,
-                self._lease,
-                residents.recipes,
-                BackgroundThread("checkpoints"),
-                every_seconds=self._settings.checkpoint_seconds,
-            ),
+        self._engine = engine_of(
+            self._settings,
             self._device,
-            BatchLimits(self._settings.max_batch_images, ceilings),
-            capacity=2 * self._settings.max_batch_images,
-            preview_seconds=self._settings.preview_seconds,
-            alive=self._pulse.beat,
-            waiting_bytes=default_budget(self._device) if waiting is None else waiting,
+            residents,
+            sink=self._sink,
+            lease=self._lease,
+            pulse=self._pulse,
         )
         self._state = "serving"
         self._heartbeat.hurry()

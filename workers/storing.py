@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-PAUSE_SECONDS = 0.01
-"""An engine that only waits for results looks so often for new jobs."""
-
 STEP_SHARE = 0.1
 """How much of a step's time is waited for a result that has just been decoded."""
 
@@ -94,23 +91,17 @@ class StoringQueue:
                 raise StoringStuck(f"no result could be stored for {self._stuck_seconds:g} s")
         return done
 
+    @property
+    def pending(self) -> list[Future[tuple[Output, ...] | Exception]]:
+        """What has to come next before anything can be collected; empty when nothing is here."""
+        return [storing.outputs for storing in self._queue][:1]
+
     def linger(self, step_seconds: float) -> None:
         """After a `put`: give the result a moment that is short beside a step of `step_seconds`.
 
         What takes no longer is settled before the next step instead of after it.
         """
-        self._wait(STEP_SHARE * step_seconds)
-
-    def pause(self) -> None:
-        """Nothing to compute: wait for the next result, but no longer than a queue may go unseen.
-
-        Returns at once when none is due.
-        """
-        self._wait(PAUSE_SECONDS)
-
-    def _wait(self, seconds: float) -> None:
-        if self._queue:
-            wait([self._queue[0].outputs], timeout=seconds)
+        wait(self.pending, timeout=STEP_SHARE * step_seconds)
 
     def clear(self) -> None:
         """Forget everything; what has not been begun will not be."""

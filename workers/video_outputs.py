@@ -150,6 +150,7 @@ def _mux(
     comment: str,
 ) -> None:
     import av
+    from av import VideoStream
     from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 
     container_options = {"fflags": "+bitexact"}
@@ -161,6 +162,7 @@ def _mux(
     with av.open(str(path), "w", options=container_options) as container:
         container.metadata[COMMENT] = comment
         stream = container.add_stream(codec.encoder, rate=rate)
+        assert isinstance(stream, VideoStream)
         stream.width, stream.height = frames.shape[2], frames.shape[1]
         stream.pix_fmt = "yuv420p"
         context = stream.codec_context

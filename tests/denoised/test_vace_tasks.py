@@ -3,19 +3,14 @@
 One server with the bundled clip model serves all tests. Sources are drawn here and go up without
 loss; results come down as MP4 of the best quality. What is to be kept, or taken from a source, is
 left out of the prompt, so that it cannot have come from there.
-
-Kept parts pass through the autoencoder, whose own error is measured in the test on the same frames;
-what is to be kept may be off by that much and by `SLACK`, for the codec and the denoising.
 """
 
 from __future__ import annotations
 
-import base64
 import io
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,31 +18,34 @@ import av
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from PIL import Image
 
 from denoised.client import Client
 from models.demo.colours import COLOURS
-from models.demo.judge import Reading
-from models.demo.wan.clip_judge import DIRECTIONS, Motion, judge_clip, read_clip
-from models.demo.wan.clips import FRAMES, SIDE, ClipScene, draw_references, draw_scenes
+from models.demo.wan.clip_judge import read_clip
+from models.demo.wan.clips import FRAMES, SIDE
 from models.wan.autoencoder import WanAutoencoder
 from models.wan.autoencoder_loading import load_autoencoder
 from tests.denoised.conftest import RunningServer, serving
+from tests.denoised.vace_judging import NEAR, assert_kept, assert_shows, distances
+from tests.denoised.vace_scenes import (
+    GREEN_SQUARE,
+    RED_CIRCLE,
+    another,
+    data_url,
+    drawn,
+    everywhere,
+    mask_picture,
+    motion_of,
+    moving_box,
+    prompt_of,
+    reference_of,
+    to_clip,
+    upload,
+    way_box,
+)
 
 FOLDER = Path(__file__).parents[2] / "models/demo/wan/wan-vace-demo"
-FPS = 8.0
 
-# Grey levels of 255, on the average over a kept region: the model paints kept parts itself, and
-# the bundled one, a few million parameters, does so roughly. Another clip is off by 40 and more.
-SLACK = 16.0
-# A latent is 8 x 8 pixels: nearer than that to something made, kept pixels share theirs with it.
-BORDER = 8
-# How far a thing may be from where it is guided to, in pixels; it moves by about 3 in a frame.
-NEAR = 4.0
-
-RED_CIRCLE = ClipScene("circle", "red", "blue", (20.0, 32.0), (24.0, 0.0), 14.0)
-GREEN_SQUARE = ClipScene("square", "green", "white", (32.0, 44.0), (0.0, -24.0), 14.0)
 SCENES = pytest.mark.parametrize("scene", [RED_CIRCLE, GREEN_SQUARE], ids=["circle", "square"])
 
 
@@ -60,51 +58,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 @pytest.fixture(scope="module")
 def autoencoder() -> WanAutoencoder:
     return load_autoencoder(FOLDER / "vae", device=torch.device("cpu"))
-
-
-def motion_of(scene: ClipScene) -> Motion:
-    signs = tuple(int(np.sign(way)) for way in scene.way)
-    direction = next(name for name, found in DIRECTIONS.items() if found == signs)
-    return Motion(scene.shape, scene.colour, scene.background, direction)
-
-
-def prompt_of(scene: ClipScene, thing: str | None = None, *, ground: bool = True) -> str:
-    """The caption of a scene; `thing` takes the place of what the shape looks like, and without
-    `ground` the background is left for the model to see."""
-    thing = thing or f"{scene.colour} {scene.shape}"
-    article = "an" if thing[0] in "aeiou" else "a"
-    moving = f"{article} {thing} moving {motion_of(scene).direction}"
-    return f"{moving} on a {scene.background} background" if ground else moving
-
-
-def drawn(scene: ClipScene) -> np.ndarray:
-    """The scene's true frames, uint8 [FRAMES, SIDE, SIDE, 3]."""
-    return to_frames(draw_scenes([scene])[0])
-
-
-def to_frames(clip: torch.Tensor) -> np.ndarray:
-    return clip.add(1).mul(127.5).round().clamp(0, 255).byte().permute(1, 2, 3, 0).numpy()
-
-
-def to_clip(frames: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(frames).permute(3, 0, 1, 2).float() / 127.5 - 1
-
-
-def upload(client: Client, folder: Path, frames: np.ndarray) -> str:
-    """The id of an uploaded clip, an animated WebP without loss."""
-    first, *rest = (Image.fromarray(frame) for frame in frames)
-    path = folder / "clip.webp"
-    duration = round(1000 / FPS)
-    first.save(path, save_all=True, append_images=rest, duration=duration, lossless=True)
-    stored = client.upload(path)
-    assert (stored.kind, stored.num_frames) == ("video", len(frames))
-    return stored.id
-
-
-def data_url(picture: np.ndarray) -> str:
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def make(
@@ -122,84 +75,6 @@ def make(
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(frames) == FRAMES
     return np.stack(frames)
-
-
-def assert_shows(frames: np.ndarray, asked: Motion) -> None:
-    verdict = judge_clip(to_clip(frames), asked)
-    assert verdict.passed, verdict.reasons
-
-
-def assert_kept(
-    frames: np.ndarray, source: np.ndarray, made: np.ndarray, autoencoder: WanAutoencoder
-) -> None:
-    """Every pixel of `source` well away from `made`, bool [T, H, W], is as it was.
-
-    As it was means within the autoencoder's own error on the source and SLACK.
-    """
-    wide = torch.from_numpy(made).float()[:, None]
-    near = F.max_pool2d(wide, 2 * BORDER + 1, stride=1, padding=BORDER)[:, 0].bool().numpy()
-    assert not near.all()
-    with torch.inference_mode():
-        coded = autoencoder.decode(autoencoder.encode(to_clip(source)[None]))[0]
-    floor = difference(to_frames(coded), source)[~near].mean()
-    assert difference(frames, source)[~near].mean() <= floor + SLACK
-
-
-def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Mean absolute difference of the channels, in grey levels, for each pixel."""
-    return abs(one.astype(float) - other.astype(float)).mean(-1)
-
-
-def readings(frames: np.ndarray) -> tuple[Reading, ...]:
-    return read_clip(to_clip(frames))[1]
-
-
-def distances(frames: np.ndarray, source: np.ndarray) -> list[float]:
-    """How far the thing is from that of the source, in pixels, where both can be read."""
-    pairs = zip(readings(frames), readings(source), strict=True)
-    return [
-        SIDE * float(np.hypot(a.center[0] - b.center[0], a.center[1] - b.center[1]))
-        for a, b in pairs
-        if a.center is not None and b.center is not None
-    ]
-
-
-def everywhere(value: bool = False) -> np.ndarray:
-    return np.full((FRAMES, SIDE, SIDE), value)
-
-
-def way_box(scene: ClipScene) -> np.ndarray:
-    """True in a box around all of the thing's way, bool [SIDE, SIDE]."""
-    box = np.zeros((SIDE, SIDE), dtype=bool)
-    sides = []
-    for axis in (1, 0):
-        ends = (scene.start[axis], scene.start[axis] + scene.way[axis])
-        low, high = min(ends) - scene.radius - 4, max(ends) + scene.radius + 4
-        sides.append(slice(max(0, int(low)), min(SIDE, int(high) + 1)))
-    box[tuple(sides)] = True
-    return box
-
-
-def moving_box(scene: ClipScene) -> np.ndarray:
-    """True in a box around the thing wherever it is, bool [FRAMES, SIDE, SIDE]."""
-    box = everywhere()
-    for index, frame in enumerate(box):
-        middle = [
-            at + way * index / (FRAMES - 1) for at, way in zip(scene.start, scene.way, strict=True)
-        ]
-        low, high = ([round(at + sign * (scene.radius + 6)) for at in middle] for sign in (-1, 1))
-        frame[max(0, low[1]) : high[1], max(0, low[0]) : high[0]] = True
-    return box
-
-
-def mask_picture(made: np.ndarray) -> np.ndarray:
-    """White where `made`, bool [..., H, W], says so."""
-    return np.repeat(made[..., None] * np.uint8(255), 3, axis=-1)
-
-
-def another(scene: ClipScene) -> ClipScene:
-    """A thing of other looks on the same way over the same background."""
-    return replace(scene, shape="triangle", colour="yellow")
 
 
 @SCENES
@@ -235,11 +110,6 @@ def test_reference_pictures_are_taken_in_the_order_given(tmp_path):
         assert not np.array_equal(forwards, backwards)
         assert not np.array_equal(forwards, clip(two[0]))
         assert np.array_equal(forwards, clip(*two))
-
-
-def reference_of(scene: ClipScene) -> str:
-    [reference] = to_frames(draw_references([scene], [20.0])[0][:, None])
-    return data_url(reference)
 
 
 @SCENES

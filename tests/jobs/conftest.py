@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -20,6 +20,10 @@ from jobs.store import JobStore
 from jobs.types import ClaimedJob, NewJob, Output
 
 MODEL = "test-model"
+MakeJob = Callable[..., NewJob]
+MakeWorker = Callable[..., LeaseClient]
+ClaimOne = Callable[..., Awaitable[ClaimedJob]]
+Lapse = Callable[[ClaimedJob], None]
 
 
 @pytest.fixture
@@ -38,7 +42,7 @@ async def store(redis: AsyncRedis, settings: Settings) -> JobStore:
 
 
 @pytest.fixture
-def make_job() -> Callable[..., NewJob]:
+def make_job() -> MakeJob:
     """New jobs of `test-model`; keyword arguments override."""
 
     def make(**changes: Any) -> NewJob:
@@ -54,7 +58,7 @@ def make_job() -> Callable[..., NewJob]:
 
 
 @pytest.fixture
-def make_worker(settings: Settings) -> Iterator[Callable[..., LeaseClient]]:
+def make_worker(settings: Settings) -> Iterator[MakeWorker]:
     """Workers by name, closed at the end."""
     made: list[LeaseClient] = []
 
@@ -69,9 +73,21 @@ def make_worker(settings: Settings) -> Iterator[Callable[..., LeaseClient]]:
 
 
 @pytest.fixture
-def worker(make_worker: Callable[..., LeaseClient]) -> LeaseClient:
+def worker(make_worker: MakeWorker) -> LeaseClient:
     """One worker."""
     return make_worker()
+
+
+@pytest.fixture
+def claim_one(store: JobStore, make_job: MakeJob, worker: LeaseClient) -> ClaimOne:
+    """Submits a job and has `worker` claim it, or another one; the queue must be empty."""
+
+    async def claim(by: LeaseClient = worker) -> ClaimedJob:
+        await store.submit(make_job())
+        [job] = by.claim([MODEL], 1)
+        return job
+
+    return claim
 
 
 @pytest.fixture
@@ -89,7 +105,7 @@ def keeper(redis_client: Redis, settings: Settings, blobs: FileBlobStore) -> Kee
 
 
 @pytest.fixture
-def lapse(redis_client: Redis) -> Callable[[ClaimedJob], None]:
+def lapse(redis_client: Redis) -> Lapse:
     """Moves the end of a job's lease into the past."""
 
     def lapse(job: ClaimedJob) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,25 +21,15 @@ from jobs.types import (
     ClaimedJob,
     ErrorCode,
     JobFailure,
-    NewJob,
     Outcome,
     Progress,
     Stage,
     Status,
     Usage,
 )
+from tests.jobs.conftest import MODEL, ClaimOne, Lapse, MakeWorker
 
-MODEL = "test-model"
-MakeJob = Callable[..., NewJob]
-MakeWorker = Callable[..., LeaseClient]
-Lapse = Callable[[ClaimedJob], None]
 FAILURE = JobFailure(code=ErrorCode.INTERNAL, message="broken")
-
-
-async def claim_one(store: JobStore, make_job: MakeJob, worker: LeaseClient) -> ClaimedJob:
-    await store.submit(make_job())
-    [job] = worker.claim([MODEL], 1)
-    return job
 
 
 def taken(job: ClaimedJob, step: int) -> Checkpoint:
@@ -67,14 +56,14 @@ def left(blobs: FileBlobStore, job_id: str) -> list[str]:
 
 
 async def test_whoever_claims_a_lost_job_gets_its_checkpoint_and_watchers_the_step(
+    claim_one: ClaimOne,
     store: JobStore,
     redis_client: Redis,
-    make_job: MakeJob,
     worker: LeaseClient,
     keeper: Keeper,
     lapse: Lapse,
 ) -> None:
-    job = await claim_one(store, make_job, worker)
+    job = await claim_one()
     assert job.checkpoint is None
     assert worker.record_checkpoint(job, taken(job, 2), cost(2))
     worker.report([Progress(job, Stage.DENOISING, 3, 4)])
@@ -89,9 +78,9 @@ async def test_whoever_claims_a_lost_job_gets_its_checkpoint_and_watchers_the_st
 
 
 async def test_a_job_without_a_checkpoint_goes_on_from_step_zero(
-    store: JobStore, redis_client: Redis, make_job: MakeJob, worker: LeaseClient
+    claim_one: ClaimOne, redis_client: Redis, worker: LeaseClient
 ) -> None:
-    job = await claim_one(store, make_job, worker)
+    job = await claim_one()
     worker.report([Progress(job, Stage.DENOISING, 3, 4)])
     worker.requeue(job, "drained", True, Usage())
     [event] = events(redis_client, job.id, "requeued")
@@ -100,14 +89,10 @@ async def test_a_job_without_a_checkpoint_goes_on_from_step_zero(
 
 
 async def test_only_the_holder_of_the_lease_moves_the_pointer(
-    store: JobStore,
-    make_job: MakeJob,
-    make_worker: MakeWorker,
-    keeper: Keeper,
-    lapse: Lapse,
+    claim_one: ClaimOne, store: JobStore, make_worker: MakeWorker, keeper: Keeper, lapse: Lapse
 ) -> None:
     zombie, other = make_worker("zombie"), make_worker("other")
-    job = await claim_one(store, make_job, zombie)
+    job = await claim_one(zombie)
     assert zombie.record_checkpoint(job, taken(job, 1), cost(1))
     lapse(job)
     keeper.run_once()
@@ -123,9 +108,9 @@ async def test_only_the_holder_of_the_lease_moves_the_pointer(
 
 
 async def test_an_older_checkpoint_never_replaces_a_newer_one(
-    store: JobStore, make_job: MakeJob, worker: LeaseClient
+    claim_one: ClaimOne, worker: LeaseClient
 ) -> None:
-    job = await claim_one(store, make_job, worker)
+    job = await claim_one()
     assert worker.record_checkpoint(job, taken(job, 3), cost(3))
     assert not worker.record_checkpoint(job, taken(job, 2), cost(2))
     worker.requeue(job, "drained", True, cost(3))
@@ -135,9 +120,9 @@ async def test_an_older_checkpoint_never_replaces_a_newer_one(
 
 
 async def test_what_a_killed_attempt_cost_counts_up_to_its_checkpoint_and_once(
-    store: JobStore, make_job: MakeJob, worker: LeaseClient, keeper: Keeper, lapse: Lapse
+    claim_one: ClaimOne, store: JobStore, worker: LeaseClient, keeper: Keeper, lapse: Lapse
 ) -> None:
-    job = await claim_one(store, make_job, worker)
+    job = await claim_one()
     worker.record_checkpoint(job, taken(job, 1), cost(1))
     worker.record_checkpoint(job, taken(job, 2), cost(2))
     # Sent again after a broken connection.
@@ -153,18 +138,18 @@ async def test_what_a_killed_attempt_cost_counts_up_to_its_checkpoint_and_once(
 
 
 async def test_a_last_word_without_figures_takes_nothing_back(
-    store: JobStore, make_job: MakeJob, worker: LeaseClient
+    claim_one: ClaimOne, store: JobStore, worker: LeaseClient
 ) -> None:
-    job = await claim_one(store, make_job, worker)
+    job = await claim_one()
     worker.record_checkpoint(job, taken(job, 2), cost(2))
     worker.requeue(job, "worker_hung", False, Usage())
     assert (await store.get(job.id)).usage == cost(2)
 
 
 async def test_a_useless_checkpoint_is_forgotten_and_said_to_be_once(
-    store: JobStore, redis_client: Redis, make_job: MakeJob, worker: LeaseClient
+    claim_one: ClaimOne, store: JobStore, redis_client: Redis, worker: LeaseClient
 ) -> None:
-    job = await claim_one(store, make_job, worker)
+    job = await claim_one()
     worker.record_checkpoint(job, taken(job, 3), cost(3))
     worker.requeue(job, "drained", True, cost(3))
     [again] = worker.claim([MODEL], 1)
@@ -184,16 +169,16 @@ async def test_a_useless_checkpoint_is_forgotten_and_said_to_be_once(
 
 @pytest.mark.parametrize("ending", ["succeeded", "failed", "cancelled", "poisoned", "withdrawn"])
 async def test_nothing_is_left_of_the_checkpoints_of_a_job_that_ended(
+    claim_one: ClaimOne,
     ending: str,
     store: JobStore,
     redis_client: Redis,
-    make_job: MakeJob,
     worker: LeaseClient,
     keeper: Keeper,
     lapse: Lapse,
     blobs: FileBlobStore,
 ) -> None:
-    job = await claim_one(store, lambda: make_job(), worker)
+    job = await claim_one()
     assert worker.record_checkpoint(job, stored(blobs, job, 1), cost(1))
     stored(blobs, job, 2)
     if ending == "succeeded":
@@ -219,14 +204,13 @@ async def test_nothing_is_left_of_the_checkpoints_of_a_job_that_ended(
 
 
 async def test_an_expired_job_takes_its_checkpoints_along(
-    store: JobStore,
+    claim_one: ClaimOne,
     redis_client: Redis,
-    make_job: MakeJob,
     worker: LeaseClient,
     keeper: Keeper,
     blobs: FileBlobStore,
 ) -> None:
-    job = await claim_one(store, make_job, worker)
+    job = await claim_one()
     worker.finish(job, Outcome(Status.FAILED, failure=FAILURE))
     stored(blobs, job, 2)
     redis_client.zadd("denoised:expiry", {job.id: 1})
@@ -235,13 +219,9 @@ async def test_an_expired_job_takes_its_checkpoints_along(
 
 
 async def test_the_sweep_spares_what_may_still_be_resumed_from(
-    store: JobStore,
-    make_job: MakeJob,
-    worker: LeaseClient,
-    keeper: Keeper,
-    blobs: FileBlobStore,
+    claim_one: ClaimOne, worker: LeaseClient, keeper: Keeper, blobs: FileBlobStore
 ) -> None:
-    first = await claim_one(store, make_job, worker)
+    first = await claim_one()
     dead = stored(blobs, first, 1)
     kept = stored(blobs, first, 2)
     worker.record_checkpoint(first, kept, cost(2))
@@ -272,9 +252,9 @@ async def test_checkpoints_of_a_job_that_redis_does_not_know_stay_as_long_as_res
 
 
 async def test_a_job_put_to_work_again_after_its_end_starts_anew(
-    store: JobStore, redis_client: Redis, make_job: MakeJob, worker: LeaseClient
+    claim_one: ClaimOne, store: JobStore, redis_client: Redis, worker: LeaseClient
 ) -> None:
-    job = await claim_one(store, make_job, worker)
+    job = await claim_one()
     worker.record_checkpoint(job, taken(job, 3), cost(3))
     worker.finish(job, Outcome(Status.FAILED, failure=FAILURE))
     Job.fetch(job.id, connection=redis_client, serializer=JSONSerializer).requeue()

@@ -19,12 +19,9 @@ from jobs.embedded_redis import EmbeddedRedis
 from jobs.keeper import Keeper, KeeperReport
 from jobs.lease import LeaseClient
 from jobs.store import JobStore
-from jobs.types import ClaimedJob, ErrorCode, JobFailure, NewJob, Outcome, Output, Status
+from jobs.types import ClaimedJob, ErrorCode, JobFailure, Outcome, Output, Status
 from jobs.worker_registry import WorkerInfo, announce
-
-MODEL = "test-model"
-MakeJob = Callable[..., NewJob]
-Lapse = Callable[[ClaimedJob], None]
+from tests.jobs.conftest import MODEL, ClaimOne, Lapse, MakeJob
 
 
 async def test_a_lapsed_job_goes_to_the_front_and_says_why(
@@ -76,15 +73,10 @@ async def test_a_poison_job_fails_after_its_attempts(
 
 
 async def test_a_stray_lease_is_dropped_and_its_job_left_alone(
-    store: JobStore,
-    redis_client: Redis,
-    make_job: MakeJob,
-    worker: LeaseClient,
-    keeper: Keeper,
+    claim_one: ClaimOne, redis_client: Redis, worker: LeaseClient, keeper: Keeper
 ) -> None:
     """A lease of an earlier execution, as an older snapshot of the database may bring back."""
-    await store.submit(make_job())
-    [job] = worker.claim([MODEL], 1)
+    job = await claim_one()
     redis_client.zadd("denoised:wip", {f"{job.id}:earlier": 1, "job_gone:e": 1})
     assert keeper.run_once() == KeeperReport()
     assert redis_client.zcard("denoised:wip") == 1
@@ -92,15 +84,9 @@ async def test_a_stray_lease_is_dropped_and_its_job_left_alone(
 
 
 async def test_a_running_job_that_was_deleted_from_outside_leaves_nothing_running(
-    store: JobStore,
-    redis_client: Redis,
-    make_job: MakeJob,
-    worker: LeaseClient,
-    keeper: Keeper,
-    lapse: Lapse,
+    claim_one: ClaimOne, store: JobStore, redis_client: Redis, keeper: Keeper, lapse: Lapse
 ) -> None:
-    await store.submit(make_job())
-    [job] = worker.claim([MODEL], 1)
+    job = await claim_one()
     redis_client.delete(f"rq:job:{job.id}")
     lapse(job)
     assert keeper.run_once() == KeeperReport()
@@ -245,15 +231,14 @@ async def test_what_ends_gets_a_time_to_live(
 
 
 async def test_blobs_of_a_deleted_job_are_swept_even_if_the_caller_dies(
+    claim_one: ClaimOne,
     store: JobStore,
-    make_job: MakeJob,
     worker: LeaseClient,
     keeper: Keeper,
     blobs: FileBlobStore,
     output_of: Callable[[ClaimedJob], Output],
 ) -> None:
-    await store.submit(make_job())
-    [job] = worker.claim([MODEL], 1)
+    job = await claim_one()
     blobs.put(output_of(job).key, b"png")
     worker.finish(job, Outcome(Status.SUCCEEDED, outputs=(output_of(job),)))
     await store.delete(job.id)
@@ -262,16 +247,14 @@ async def test_blobs_of_a_deleted_job_are_swept_even_if_the_caller_dies(
 
 
 async def test_blobs_of_a_fenced_off_execution_go_those_of_the_winner_stay(
-    store: JobStore,
-    make_job: MakeJob,
+    claim_one: ClaimOne,
     worker: LeaseClient,
     keeper: Keeper,
     blobs: FileBlobStore,
     lapse: Lapse,
     output_of: Callable[[ClaimedJob], Output],
 ) -> None:
-    await store.submit(make_job())
-    [first] = worker.claim([MODEL], 1)
+    first = await claim_one()
     blobs.put(output_of(first).key, b"zombie")
     assert keeper.run_once().orphans == 0, "it may still finish"
     lapse(first)
@@ -286,8 +269,7 @@ async def test_blobs_of_a_fenced_off_execution_go_those_of_the_winner_stay(
 
 
 async def test_what_was_stored_for_a_job_that_did_not_succeed_goes_its_inputs_stay(
-    store: JobStore,
-    make_job: MakeJob,
+    claim_one: ClaimOne,
     worker: LeaseClient,
     keeper: Keeper,
     blobs: FileBlobStore,
@@ -295,8 +277,7 @@ async def test_what_was_stored_for_a_job_that_did_not_succeed_goes_its_inputs_st
 ) -> None:
     failure = JobFailure(code=ErrorCode.INTERNAL, message="m")
     for outcome in (Outcome(Status.CANCELLED), Outcome(Status.FAILED, failure=failure)):
-        await store.submit(make_job())
-        [job] = worker.claim([MODEL], 1)
+        job = await claim_one()
         blobs.put(output_of(job).key, b"nobody sees it")
         blobs.put(f"jobs/{job.id}/inputs/mask", b"png")
         worker.finish(job, outcome)

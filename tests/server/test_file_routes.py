@@ -1,14 +1,11 @@
-"""/v1/files: what is stored, what is refused and why, and that a refusal leaves nothing behind."""
+"""/v1/files: what is stored and given out again, and that checking files holds up nobody."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import http.client
 import os
-import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +13,7 @@ import httpx2
 import pytest
 from http_harness import Api, serving, until
 from redis import Redis
+from uploading import blobs, form, part, stored, upload
 
 from config.settings import Settings
 from jobs.blobs import FileBlobStore
@@ -28,37 +26,9 @@ from tests.media_files import (
     clip,
     picture,
     slow_animation,
-    sound,
     turned_picture,
 )
 from tests.video_spec import VIDEO_SPEC
-
-
-def upload(api: Api, data: bytes, name: str = "file", **fields: str) -> Any:
-    return api.client.post("/v1/files", files={"file": (name, data)}, data=fields)
-
-
-def stored(api: Api, data: bytes, name: str = "file") -> dict[str, Any]:
-    response = upload(api, data, name)
-    assert response.status_code == 201, response.text
-    found: dict[str, Any] = response.json()
-    return found
-
-
-def blobs(api: Api) -> list[str]:
-    """Every file under the blob store, whatever its name."""
-    root = api.settings.blob_dir
-    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
-
-
-def assert_refused(api: Api, response: Any, status: int, words: str, param: str = "file") -> None:
-    problem = response.json()
-    assert response.status_code == status, problem
-    assert response.headers["Content-Type"] == "application/problem+json"
-    assert words in problem["detail"]
-    assert problem.get("param") == param
-    assert blobs(api) == []
-    assert api.client.get("/v1/files").json()["data"] == []
 
 
 def test_an_upload_is_described_by_what_is_in_it(video_api: Api, tmp_path: Path) -> None:
@@ -132,142 +102,6 @@ def test_odd_but_sound_files_are_stored(video_api: Api, tmp_path: Path) -> None:
     uneven = stored(video_api, clip(tmp_path / "a.mkv", 5, times=[0, 1, 2, 10, 11]))
     assert uneven["num_frames"] == 5
     assert uneven["fps"] == pytest.approx(5 / 0.75, rel=0.02)
-
-
-BROKEN: dict[str, tuple[Any, str]] = {
-    "empty": (lambda _: b"", "file is empty"),
-    "text renamed": (lambda _: b"Dear diary\n" * 99, "a format that is not accepted"),
-    "a playlist": (lambda _: b"#EXTM3U\nfile:///etc/passwd\n", "a format that is not accepted"),
-    "a signature alone": (lambda _: picture()[:9], "not a readable png"),
-    "corrupt": (lambda path: _noise(clip(path / "a.mp4", 9)), "file"),
-    "cut off": (lambda path: clip(path / "a.webm", 32, codec="libvpx")[:-900], "cut off"),
-    "picture cut off": (lambda _: picture("PNG")[:-30], "cut off"),
-    "without frames": (lambda path: clip(path / "a.mp4", 0), "has no video in it"),
-    "sound only": (lambda path: sound(path / "a.mp4"), "has no video in it"),
-    "wrong codec": (
-        lambda path: clip(path / "a.mkv", 2, codec="mpeg2video"),
-        "is coded in mpeg2video; accepted codecs are h264",
-    ),
-    "too many pixels": (lambda _: picture(size=(200, 60)), "200 x 60 pixels; at most 10000"),
-    "far too many pixels": (
-        lambda _: picture(size=(300, 300)),
-        "far more pixels than are accepted",
-    ),
-    "too many frames": (
-        lambda path: clip(path / "a.mp4", 10_000, size=(16, 16), codec="mpeg4", fps=1000),
-        "more than the 40 frames",
-    ),
-    "too many pixels in all": (
-        lambda path: clip(path / "a.mp4", 40, size=(100, 60), fps=50),
-        "40 of 100 x 60 are more than the 200000",
-    ),
-    "too long": (
-        lambda path: clip(path / "a.mkv", 2, times=[0, 16 * 60]),
-        "longer than the 20 seconds",
-    ),
-}
-
-
-def _noise(data: bytes) -> bytes:
-    return data[:60] + bytes(byte ^ 0x5A for byte in data[60:])
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_file_that_is_no_use_is_refused_and_not_kept(
-    video_api: Api, tmp_path: Path, name: str
-) -> None:
-    make, words = BROKEN[name]
-    response = upload(video_api, make(tmp_path), "clip.mp4")
-    assert_refused(video_api, response, 422, words)
-    assert response.json()["code"] == "invalid_input"
-
-
-def test_a_file_that_is_too_large_is_refused_by_its_declared_length(video_api: Api) -> None:
-    response = upload(video_api, bytes(400_000))
-    assert_refused(video_api, response, 413, "at most 200000 bytes")
-
-
-def test_a_file_that_is_too_large_is_refused_while_it_comes(video_api: Api) -> None:
-    sent = 0
-
-    def chunks() -> Iterator[bytes]:
-        nonlocal sent
-        yield b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\n'
-        while sent < 64 << 20:
-            sent += 65_536
-            yield bytes(65_536)
-
-    headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    response = video_api.client.post("/v1/files", content=chunks(), headers=headers)
-    assert_refused(video_api, response, 413, "at most 200000 bytes")
-    assert sent < 64 << 20
-
-
-def test_a_file_of_just_too_many_bytes_is_refused(video_api: Api) -> None:
-    response = upload(video_api, bytes(200_001))
-    assert_refused(video_api, response, 413, "at most 200000 bytes")
-
-
-def test_an_upload_that_breaks_off_leaves_nothing(video_api: Api) -> None:
-    port = int(video_api.url.rpartition(":")[2])
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        connection.sendall(
-            b"POST /v1/files HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n"
-            b"Content-Type: multipart/form-data; boundary=b\r\n\r\n"
-            b'--b\r\nContent-Disposition: form-data; name="file"\r\n\r\nbeginning'
-        )
-        until(lambda: blobs(video_api), "the upload to begin")
-    until(lambda: not blobs(video_api), "the upload to be given up")
-
-
-def form(*parts: bytes, end: bytes = b"--b--\r\n") -> bytes:
-    return b"".join(b"--b\r\n" + part + b"\r\n" for part in parts) + end
-
-
-def part(name: str, value: bytes, extra: str = "") -> bytes:
-    head = f'Content-Disposition: form-data; name="{name}"{extra}\r\n\r\n'
-    return head.encode() + value
-
-
-@pytest.mark.parametrize(
-    ("body", "status", "param", "words"),
-    [
-        (form(part("purpose", b"mask")), 422, "file", "file is required"),
-        (form(part("image", b"x"), part("file", b"x")), 422, "image", "not a known field"),
-        (form(part("file", b"x"), part("file", b"x")), 422, "file", "given once"),
-        (form(part("purpose", b"a b"), part("file", b"x")), 422, "purpose", "1 to 64 letters"),
-        (form(part("purpose", b"x" * 2000)), 422, "purpose", "at most 1024 bytes"),
-        (form(part("purpose", b"\xff")), 422, "purpose", "UTF-8"),
-        (form(part("file", b"x"), end=b""), 400, None, "before its last boundary"),
-        (form(b"X-Y: z\r\n\r\nq"), 400, None, "has no name"),
-        (b"nonsense", 400, None, "not a form"),
-        (b"", 400, None, "before its last boundary"),
-        (form(part("file", b"x", "; a=b\r\nX-Long: " + "y" * 9000)), 400, None, "not a form"),
-    ],
-)
-def test_a_form_that_is_not_as_described_is_refused(
-    video_api: Api, body: bytes, status: int, param: Any, words: str
-) -> None:
-    headers = {"Content-Type": "multipart/form-data; boundary=b"}
-    response = video_api.client.post("/v1/files", content=body, headers=headers)
-    assert_refused(video_api, response, status, words, param)
-
-
-@pytest.mark.parametrize(
-    ("content_type", "status"),
-    [
-        ("application/json", 415),
-        ("image/png", 415),
-        ("multipart/form-data", 400),
-        ("multipart/form-data; boundary=" + "b" * 99, 400),
-    ],
-)
-def test_a_body_that_is_no_form_is_refused(video_api: Api, content_type: str, status: int) -> None:
-    response = video_api.client.post(
-        "/v1/files", content=picture(), headers={"Content-Type": content_type}
-    )
-    assert response.status_code == status
-    assert blobs(video_api) == []
 
 
 @pytest.mark.parametrize(
@@ -396,16 +230,3 @@ def test_files_that_come_while_too_many_are_checked_are_told_when_to_come_again(
         assert int(response.headers["Retry-After"]) >= 1
         assert blobs(video_api) == []
     assert video_api.client.get("/v1/jobs").json()["data"] == []
-
-
-def test_a_continued_upload_is_answered_before_it_is_sent(video_api: Api) -> None:
-    # Clients that ask first (curl, above a megabyte) hear the refusal without sending the file.
-    connection = http.client.HTTPConnection(video_api.url.removeprefix("http://"))
-    connection.putrequest("POST", "/v1/files")
-    connection.putheader("Content-Type", "multipart/form-data; boundary=b")
-    connection.putheader("Content-Length", "900000000")
-    connection.putheader("Expect", "100-continue")
-    connection.endheaders()
-    response = connection.getresponse()
-    assert response.status == 413
-    connection.close()

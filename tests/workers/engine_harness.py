@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fake_pipeline import FakeClipPipeline, FakePipeline, fake_spec
+from fake_pipeline import FakeClipPipeline, FakePipeline, fake_clip_spec, fake_spec
 
 from config.model_spec import ModelSpec
 from jobs.blobs import FileBlobStore
@@ -25,16 +26,21 @@ from jobs.types import (
     Usage,
     Verdict,
 )
+from models.pipeline import Pipeline
 from workers.background import Background
 from workers.batch_limits import BatchLimits
 from workers.checkpoints import Checkpoints
 from workers.device import Device
 from workers.engine import Engine
 from workers.inputs import InputReader
+from workers.reading import ReadingQueue
 from workers.results import ResultWriter
 from workers.storing import StoringQueue
 
 T = TypeVar("T")
+
+# Reached only when something is broken.
+PATIENCE_SECONDS = 30.0
 
 CPU = Device("cpu", "float32")
 _numbers = itertools.count()
@@ -204,7 +210,10 @@ class PlainRecipes:
 
 
 class Bench:
-    """Engine, pipeline, sink, blobs and clock of one test."""
+    """Engine, pipeline, sink, blobs and clock of one test.
+
+    The engine serves all `models`, or those that are in `resident` at the time.
+    """
 
     def __init__(
         self,
@@ -212,11 +221,14 @@ class Bench:
         seconds: Callable[[int], float] = lambda images: 0.1,
         max_batch_images: int = 16,
         models: Sequence[str] = ("fake",),
+        resident: dict[str, Pipeline] | None = None,
         preview_seconds: float = 1e9,
         blobs: MemoryBlobs | None = None,
         background: Background | None = None,
         storing_seconds: float = 300.0,
         inputs: Path = Path("nowhere"),
+        readers: Sequence[Background] | None = None,
+        reading_seconds: float = 300.0,
         spec_of: Callable[[str], ModelSpec] = fake_spec,
         checkpoint_seconds: float = 1e9,
         checkpoint_background: Background | None = None,
@@ -238,9 +250,14 @@ class Bench:
         self.pipeline = self.pipelines[models[0]]
         recipes = {model: PlainRecipes() for model in models}
         self.engine = Engine(
-            self.pipelines,
+            self.pipelines if resident is None else resident,
             self.sink,
-            InputReader(FileBlobStore(inputs), max_frames=1000),
+            ReadingQueue(
+                InputReader(FileBlobStore(inputs), max_frames=1000),
+                readers or [AtOnce()],
+                stuck_seconds=reading_seconds,
+                clock=self.clock,
+            ),
             StoringQueue(
                 ResultWriter(self.blobs, recipes),
                 background or AtOnce(),
@@ -276,3 +293,19 @@ class Bench:
         for _ in range(20):
             self.run(*(claimed(num_inference_steps=8) for _ in range(size)))
         self.pipeline.batches.clear()
+
+
+def any_spec(model: str) -> ModelSpec:
+    return fake_clip_spec(model) if model == "clips" else fake_spec(model)
+
+
+def clip_bench(**options: object) -> Bench:
+    """A bench of "clips", which makes clips, and "fake", which makes pictures."""
+    return Bench(models=("clips", "fake"), spec_of=any_spec, **options)  # type: ignore[arg-type]
+
+
+def turn_until(bench: Bench, condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "in vain"
+        bench.engine.turn()

@@ -101,6 +101,16 @@ def test_a_shared_step_is_left_when_nobody_wants_it_any_more() -> None:
     assert bench.sink.status(second) is None
 
 
+def test_a_cancel_in_a_batch_that_fails_is_a_cancel_and_no_failure() -> None:
+    bench = Bench()
+    cancelled, bad = claimed(seed=1), claimed("fail-step", seed=2)
+    in_one_step(bench, cancelled, bad)
+    post_within(bench, "step", (cancelled, Verdict.CANCEL))
+    bench.run()
+    assert bench.sink.status(cancelled) is Status.CANCELLED
+    assert bench.sink.status(bad) is Status.FAILED
+
+
 def test_a_cancelled_member_changes_nothing_in_the_results_of_the_others() -> None:
     jobs = [claimed(num_inference_steps=6, seed=seed) for seed in range(3)]
     undisturbed, bench = Bench(), Bench()

@@ -275,7 +275,7 @@ def test_a_job_saved_after_its_last_step_is_only_decoded_elsewhere() -> None:
     unbroken.run(job)
     bench = Bench(seconds=lambda images: 0.1)
     bench.engine.admit(job)
-    bench.engine._complete = lambda member: None  # type: ignore[method-assign]
+    bench.engine._decode = lambda member: None  # type: ignore[method-assign]
     turn(bench, 3)
     bench.engine.save([job], 1.0)
     again = replace(job, execution_id="again", checkpoint=bench.recorder.pointers[job.id])

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import io
 import threading
-import time
-from collections.abc import Callable
 
 import av
 import numpy as np
 import pytest
-from engine_harness import Bench, MemoryBlobs, claimed, claimed_clip
-from fake_pipeline import fake_clip_spec, fake_spec
+from engine_harness import (
+    PATIENCE_SECONDS,
+    Bench,
+    MemoryBlobs,
+    claimed,
+    claimed_clip,
+    clip_bench,
+    turn_until,
+)
 from PIL import Image
 
-from config.model_spec import ModelSpec
 from jobs.blobs import variant_key
 from jobs.types import Stage, Status, Verdict
 from workers.background import BackgroundThread
 from workers.storing import StoringStuck
-
-PATIENCE_SECONDS = 30.0
-
-
-def any_spec(model: str) -> ModelSpec:
-    return fake_clip_spec(model) if model == "clips" else fake_spec(model)
-
-
-def clip_bench(**options: object) -> Bench:
-    return Bench(models=("clips", "fake"), spec_of=any_spec, **options)  # type: ignore[arg-type]
 
 
 class HeldBlobs(MemoryBlobs):
@@ -43,13 +37,6 @@ class HeldBlobs(MemoryBlobs):
         self.waiting.set()
         assert self.open.wait(PATIENCE_SECONDS)
         super().put(key, data)
-
-
-def turn_until(bench: Bench, condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, "in vain"
-        bench.engine.turn()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from config.model_spec import ModelSpec
 from config.settings import Settings
 from jobs.types import ClaimedJob, ModelLoad, Priority, Stage, Status, Usage, Verdict
 from models.errors import CheckpointError
+from models.pipeline import Pipeline
 from workers.heartbeat import Pulse
 from workers.model_choice import GRACE_SECONDS
 from workers.model_switching import LOOK_SECONDS, NOT_LOADED, ModelSwitching
@@ -58,8 +59,12 @@ class Scene:
     """Models a, b and c of 100 bytes each in memory for `budget` bytes, and a worker's loop."""
 
     def __init__(self, tmp_path: Path, *, budget: int = 100, models: str = "abc") -> None:
+        resident: dict[str, Pipeline] = {}
         self.bench = Bench(
-            models=[*models], max_batch_images=1, seconds=lambda images: STEP_SECONDS
+            models=[*models],
+            resident=resident,
+            max_batch_images=1,
+            seconds=lambda images: STEP_SECONDS,
         )
         self.clock, self.engine, self.sink = self.bench.clock, self.bench.engine, self.bench.sink
         self.queues = Queues(self.clock)
@@ -74,8 +79,7 @@ class Scene:
             clock=self.clock,
         )
         # The engine sees exactly what is resident, as in a worker.
-        self.engine._pipelines = self.residents.pipelines
-        self.engine._parking._pipelines = self.residents.pipelines
+        self.residents.pipelines = resident
         self.switching = ModelSwitching(
             self.residents,
             self.queues,

@@ -7,7 +7,7 @@ import itertools
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,6 @@ LONG = 100_000
 async def here(settings: Settings) -> AsyncIterator[Station]:
     async with station(settings) as running:
         yield running
-
-
-@pytest.fixture
-def keep_signal_handlers() -> Iterator[None]:
-    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
-    yield
-    for signum, handler in handlers.items():
-        signal.signal(signum, handler)
 
 
 def terminal_events(events: list[dict[str, Any]]) -> list[str]:

@@ -24,6 +24,7 @@ from workers.checkpoints import Checkpoints
 from workers.engine import Engine
 from workers.inputs import InputReader
 from workers.outputs import read_recipe
+from workers.reading import ReadingQueue
 from workers.recipe import Recipes
 from workers.results import ResultWriter
 from workers.storing import StoringQueue
@@ -54,7 +55,12 @@ def generate(pipeline: Pipeline, *jobs: ClaimedJob) -> list[list[bytes]]:
     engine = Engine(
         {model: pipeline},
         sink,
-        InputReader(FileBlobStore(Path("nowhere")), max_frames=1),
+        ReadingQueue(
+            InputReader(FileBlobStore(Path("nowhere")), max_frames=1),
+            [AtOnce()],
+            stuck_seconds=300.0,
+            clock=time.monotonic,
+        ),
         StoringQueue(writer, AtOnce(), stuck_seconds=300.0, clock=time.monotonic),
         Checkpoints(MemoryBlobs(), MemoryRecorder(), recipes, AtOnce(), every_seconds=1e9),
         CPU,

@@ -16,7 +16,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from config.model_spec import ModelSpec
@@ -190,7 +192,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if missed else 0
 
 
-def strip(clip: Clip):  # noqa: ANN201
+def strip(clip: Clip) -> NDArray[np.uint8]:
     """All frames side by side, uint8 [H, T * W, 3]."""
     frames = clip.frames
     return frames.transpose(1, 0, 2, 3).reshape(frames.shape[1], -1, 3)
