@@ -50,7 +50,7 @@ EXPIRE = _load("expire")
 STATS = _load("stats")
 FILE_PUT = _load("file_put")
 FILE_TOUCH = _load("file_touch")
-FILE_PRUNE = _load("file_prune")
+PRUNE = _load("prune")
 
 
 def run(redis: Redis, script: Script, args: Sequence[Argument]) -> Any:
