@@ -14,6 +14,7 @@ from config.model_spec import ModelSpec
 from config.settings import Settings
 from jobs.types import ClaimedJob, ModelLoad, Priority, Stage, Status, Usage, Verdict
 from models.errors import CheckpointError
+from workers.device import Device
 from workers.heartbeat import Pulse
 from workers.model_choice import GRACE_SECONDS
 from workers.model_switching import LOOK_SECONDS, NOT_LOADED, ModelSwitching
@@ -292,3 +293,34 @@ def test_nothing_is_loaded_for_a_job_that_another_worker_took_first(
     monkeypatch.setattr(scene.queues, "oldest_waiting", lambda models: {"b": 5.0})
     scene.go_on(seconds=5)
     assert scene.loaded == ["a"]
+
+
+class Measuring(Device):
+    """Tells how much of it is taken: more with every look."""
+
+    looks = 0
+
+    def memory_bytes(self) -> dict[str, int]:
+        type(self).looks += 1
+        return {"allocated": 1_000 * self.looks**2}
+
+
+def test_only_the_measured_bytes_of_resident_models_are_told(tmp_path: Path) -> None:
+    specs = [fake_spec("a"), fake_spec("b")]
+
+    def residents(device: Device) -> Residents:
+        return Residents(
+            device,
+            tmp_path / "digests.json",
+            budget_bytes=10_000,
+            load=lambda spec, **_: FakePipeline(spec),
+            weigh=lambda spec: 100,
+        )
+
+    on_cpu, on_gpu = residents(CPU), residents(Measuring("cpu", "float32"))
+    for both in (on_cpu, on_gpu):
+        both.load(specs)
+    assert on_cpu.measured_bytes() == {}
+    assert on_gpu.measured_bytes() == {"a": 3_000, "b": 7_000}
+    del on_gpu.pipelines["a"]
+    assert on_gpu.measured_bytes() == {"b": 7_000}
