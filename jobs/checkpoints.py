@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jobs.blobs import ExecutionBlobs, FileBlobStore, job_prefix
+from jobs.types import Checkpoint
 
 CHECKPOINTS = "checkpoints"
 """Stands where an execution id does in the keys of a job's other blobs."""
@@ -24,6 +25,15 @@ _ACTIVE = (b"queued", b"started")
 def checkpoint_key(job_id: str, execution_id: str, step: int) -> str:
     """The key of the checkpoint that one execution takes after `step` denoise steps."""
     return f"{job_prefix(job_id)}/{CHECKPOINTS}/{execution_id}-{step}.safetensors"
+
+
+def checkpoint_from(
+    key: bytes | None, step: bytes | None, sha256: bytes | None
+) -> Checkpoint | None:
+    """What a job's hash points at; None for a job without a checkpoint."""
+    if key is None:
+        return None
+    return Checkpoint(key.decode(), int(step or 0), (sha256 or b"").decode())
 
 
 def is_checkpoint_of(job_id: str, key: str) -> bool:

@@ -12,14 +12,14 @@ import asyncio
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, cast
 
 from redis.asyncio import Redis
 
-from jobs import keys
+from jobs import keys, scripts
 from jobs.errors import store_errors
-from jobs.types import StageCosts
+from jobs.types import Outcome, StageCosts
 
 FRESH_SECONDS = 1.0
 """Averages are read again when they are older than this."""
@@ -95,6 +95,16 @@ def _distance(known: Shape, shape: Shape) -> tuple[float, bool, bool]:
     """Least for the measured shape that says most about `shape`."""
     ratio = abs(math.log(known.pixels / shape.pixels))
     return ratio, known.guided != shape.guided, known != shape
+
+
+def finish_arguments(request: Mapping[str, Any], outcome: Outcome) -> list[scripts.Argument]:
+    """What the finish script learns from, of a job of this input, or that there is nothing."""
+    costs = outcome.costs
+    if costs is None:
+        return [""]
+    steps = outcome.usage.steps
+    run_seconds = costs.encoding + steps * costs.step + costs.decoding + costs.storing
+    return [str(Shape.of(request)), *astuple(costs), outcome.usage.gpu_seconds, run_seconds]
 
 
 class CostModel:

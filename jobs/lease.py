@@ -13,7 +13,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from redis import Redis
@@ -21,10 +21,11 @@ from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 
 from config.settings import Settings
 from jobs import keys, metrics, scripts, worker_registry
+from jobs.checkpoints import checkpoint_from
 from jobs.connections import connect
-from jobs.costs import Shape
+from jobs.costs import finish_arguments
 from jobs.errors import ForeignJob, StoreUnavailable, is_away
-from jobs.event_log import preview_fragment, progress_fragment
+from jobs.event_log import loading_fragment, preview_fragment, progress_fragment
 from jobs.rq_record import (
     FROM_RQ,
     TO_RQ,
@@ -40,6 +41,7 @@ from jobs.types import (
     ClaimedJob,
     ErrorCode,
     JobFailure,
+    ModelLoad,
     Outcome,
     Priority,
     Progress,
@@ -56,6 +58,9 @@ RETRY_SECONDS = 60.0
 
 DOORBELL_SECONDS = 1.0
 """Longest wait for the doorbell: jobs that ring no bell (`rq requeue`) start within it."""
+
+MOST_TOLD = 256
+"""Waiting jobs that are told of a load, so that Redis is not held up for long."""
 
 ALLOWANCE_SECONDS = {Priority.INTERACTIVE: 0.0, Priority.STANDARD: 30.0, Priority.BATCH: 300.0}
 """How much later than its submission a job of each class is due. Of one key's jobs the earliest due
@@ -161,6 +166,15 @@ class LeaseClient:
                 oldest[model] = max(oldest.get(model, 0.0), float(age))
         return oldest
 
+    def tell_loading(self, model: str, load: ModelLoad) -> int:
+        """Tells the jobs that wait for a model that it is being loaded, `MOST_TOLD` at most.
+
+        Their events show it; they stay queued. Returns how many were told. Raises
+        `StoreUnavailable` at once when Redis is away.
+        """
+        args: list[scripts.Argument] = [model, MOST_TOLD, loading_fragment(load)]
+        return int(self._retry(lambda: scripts.run(self._main, scripts.LOADING, args), 0))
+
     def wait_for_work(self, models: Sequence[str], timeout: float) -> None:
         """Returns when a job may be waiting: at the doorbell, or after `timeout` (at most 1 s)."""
         wait = min(timeout, DOORBELL_SECONDS)
@@ -259,7 +273,7 @@ class LeaseClient:
             *_usage(outcome.usage),
             self._settings.result_ttl_seconds,
             self._settings.event_ttl_seconds,
-            *_costs(job, outcome),
+            *finish_arguments(job.input, outcome),
         ]
         reply = self._retry(lambda: scripts.run(self._main, scripts.FINISH, args))
         if reply[0] == 1:
@@ -320,7 +334,7 @@ class LeaseClient:
             queue=queue.decode(),
             created_at=created_at,
             queued_seconds=max((time_from_us(now_us) - enqueued_at).total_seconds(), 0.0),
-            checkpoint=_checkpoint(*fields[9:12]),
+            checkpoint=checkpoint_from(*fields[9:12]),
         )
         try:
             if not model:
@@ -377,22 +391,6 @@ def _verdict(reply: int | Exception) -> Verdict:
     if isinstance(reply, Exception):
         raise reply
     return VERDICTS[reply]
-
-
-def _checkpoint(key: bytes | None, step: bytes | None, sha256: bytes | None) -> Checkpoint | None:
-    if key is None:
-        return None
-    return Checkpoint(key.decode(), int(step or 0), (sha256 or b"").decode())
-
-
-def _costs(job: ClaimedJob, outcome: Outcome) -> list[scripts.Argument]:
-    """What the finish script learns from, or that there is nothing."""
-    costs = outcome.costs
-    if costs is None:
-        return [""]
-    steps = outcome.usage.steps
-    run_seconds = costs.encoding + steps * costs.step + costs.decoding + costs.storing
-    return [str(Shape.of(job.input)), *astuple(costs), outcome.usage.gpu_seconds, run_seconds]
 
 
 def _usage(usage: Usage) -> tuple[float, int, int]:

@@ -17,7 +17,7 @@ from models.errors import CheckpointError
 from workers.device import Device
 from workers.heartbeat import Pulse
 from workers.model_choice import GRACE_SECONDS
-from workers.model_switching import LOOK_SECONDS, NOT_LOADED, ModelSwitching
+from workers.model_switching import CLAIMED_AHEAD, LOOK_SECONDS, NOT_LOADED, ModelSwitching
 from workers.residency import Residents
 
 PATIENCE = 30.0
@@ -32,6 +32,7 @@ class Queues:
         self.clock = clock
         self.jobs: dict[str, list[tuple[float, ClaimedJob]]] = {}
         self.requeued: list[tuple[ClaimedJob, str]] = []
+        self.told: list[tuple[ClaimedJob, ModelLoad]] = []
 
     def put(self, *jobs: ClaimedJob) -> None:
         for job in jobs:
@@ -48,6 +49,11 @@ class Queues:
             while self.jobs.get(model) and len(taken) < limit:
                 taken.append(self.jobs[model].pop(0)[1])
         return taken
+
+    def tell_loading(self, model: str, load: ModelLoad) -> int:
+        waiting = self.jobs.get(model, [])
+        self.told += [(job, load) for _, job in waiting]
+        return len(waiting)
 
     def requeue(self, job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage) -> bool:
         assert refund_attempt
@@ -156,9 +162,11 @@ def test_a_job_of_another_worker_s_model_is_left_alone_for_a_moment(scene: Scene
 
 
 def test_the_jobs_that_wait_see_bytes_and_seconds_of_the_load(scene: Scene) -> None:
-    jobs = [claimed(model="b") for _ in range(2)]
-    scene.queues.put(*jobs)
-    scene.go_on(seconds=15)
+    jobs = [claimed(model="b") for _ in range(CLAIMED_AHEAD)]
+    beyond = claimed(model="b")
+    scene.queues.put(*jobs, beyond)
+    scene.go_on(seconds=20)
+    assert scene.queues.told == [(beyond, ModelLoad(bytes=100, eta_seconds=LOAD_SECONDS))]
     for job in jobs:
         assert scene.sink.stages(job)[:2] == [Stage.LOADING, Stage.ENCODING]
         first = scene.sink.of(job)[0]
