@@ -183,6 +183,9 @@ def _spawn(server: Path, directory: Path, socket: Path, lock: int) -> subprocess
         "appendfsync": "everysec",
         "save": "",
         "maxmemory-policy": "noeviction",
+        # A stream takes a whole node from its first entry on, 4 KB by default: more than half of
+        # what a job whose result is kept takes.
+        "stream-node-max-bytes": "512",
         "daemonize": "no",
     }
     arguments = [part for name, value in options.items() for part in (f"--{name}", value)]

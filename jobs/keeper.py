@@ -47,7 +47,8 @@ class Keeper:
     """Housekeeping over one Redis and one blob store.
 
     `orphan_grace_seconds`: how long blobs of a fenced-off execution are left alone;
-    `sweep_seconds`: least time between two walks over the blob store and the list of workers.
+    `sweep_seconds`: least time between two walks over the blob store, the listings and the list of
+    workers.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Keeper:
         orphans = 0
         if time.monotonic() >= self._next_sweep:
             orphans = self._sweep() + self._sweep_uploads()
+            self._forget_listed()
             forget_dead(self._redis)
             self._next_sweep = time.monotonic() + self._sweep_seconds
         return KeeperReport(
@@ -174,11 +176,29 @@ class Keeper:
                 if self._is_stray(found, blob):
                     found.path.unlink(missing_ok=True)
                     removed += 1
-        before_us = (self._redis_now() - self._settings.file_ttl_seconds) * 1e6
-        rows = cast("list[bytes]", self._redis.zrangebyscore(keys.FILE_INDEX, "-inf", before_us))
-        for start in range(0, len(rows), BATCH):
-            scripts.run(self._redis, scripts.FILE_PRUNE, rows[start : start + BATCH])
         return removed
+
+    def _forget_listed(self) -> None:
+        """Takes entries whose record has expired out of the listings of all API keys, and what is
+        kept of keys that were revoked off the books.
+        """
+        shares = {name: self._redis.hkeys(name) for name in (keys.FAIR, keys.SERVED)}
+        owners = cast("list[bytes]", self._redis.zrange(keys.API_KEYS, 0, -1))
+        for name, known in shares.items():
+            revoked = set(cast("list[bytes]", known)) - {b"", *owners}
+            if revoked:
+                self._redis.hdel(name, *cast("set[str]", revoked))
+        for index, hashes, ttl in (
+            (keys.INDEX, keys.job(""), self._settings.result_ttl_seconds),
+            (keys.FILE_INDEX, keys.file(""), self._settings.file_ttl_seconds),
+        ):
+            before_us = (self._redis_now() - ttl) * 1e6
+            for owner in ("", *(key_id.decode() for key_id in owners)):
+                listing = keys.listing(index, owner)
+                rows = cast("list[bytes]", self._redis.zrangebyscore(listing, "-inf", before_us))
+                for start in range(0, len(rows), BATCH):
+                    part = rows[start : start + BATCH]
+                    scripts.run(self._redis, scripts.PRUNE, [listing, hashes, *part])
 
     def _is_stray(self, found: UploadBlob, blob: bytes | None) -> bool:
         if found.is_partial:

@@ -34,6 +34,10 @@ names. The scripts build key names from ids, so one Redis primary is needed, not
 | `denoised:apikey:<id>` | hash | one API key: digest of its secret, name, quotas |
 | `denoised:apikeys` | zset | id -> creation time in us |
 | `denoised:apikeys:made` | number | keys ever made; never goes down |
+
+What belongs to a job or a file goes with it. Kept for ever, but only so much for each model, queue
+and API key: `rq:queues`, `denoised:queues`, `:finishes` (64 entries), `:vtime`, `:fair`, `:served`,
+`:backlog`, `:backlog:jobs`, `:costs:*` (256 shapes a model) and `:apikey*`. `bench.day` checks it.
 """
 
 from __future__ import annotations
@@ -50,6 +54,8 @@ QUEUES = "denoised:queues"
 WORKERS = "rq:workers"
 API_KEYS = "denoised:apikeys"
 API_KEYS_MADE = "denoised:apikeys:made"
+FAIR = "denoised:fair"
+SERVED = "denoised:served"
 
 
 def job(job_id: str) -> str:

@@ -22,6 +22,7 @@ from config.settings import Settings
 from jobs import keys, metrics, scripts, worker_registry
 from jobs.connections import connect
 from jobs.errors import ForeignJob, StoreUnavailable, is_away
+from jobs.event_log import loading_fragment
 from jobs.lease_wire import (
     WORKER_LOST_TRACE,
     beat_arguments,
@@ -37,6 +38,7 @@ from jobs.types import (
     ClaimedJob,
     ErrorCode,
     JobFailure,
+    ModelLoad,
     Outcome,
     Priority,
     Progress,
@@ -53,6 +55,9 @@ RETRY_SECONDS = 60.0
 
 DOORBELL_SECONDS = 1.0
 """Longest wait for the doorbell: jobs that ring no bell (`rq requeue`) start within it."""
+
+MOST_TOLD = 256
+"""Waiting jobs that are told of a load, so that Redis is not held up for long."""
 
 ALLOWANCE_SECONDS = {Priority.INTERACTIVE: 0.0, Priority.STANDARD: 30.0, Priority.BATCH: 300.0}
 """How much later than its submission a job of each class is due. Of one key's jobs the earliest due
@@ -153,6 +158,15 @@ class LeaseClient:
             if model in models and age:
                 oldest[model] = max(oldest.get(model, 0.0), float(age))
         return oldest
+
+    def tell_loading(self, model: str, load: ModelLoad) -> int:
+        """Tells the jobs that wait for a model that it is being loaded, `MOST_TOLD` at most.
+
+        Their events show it; they stay queued. Returns how many were told. Raises
+        `StoreUnavailable` at once when Redis is away.
+        """
+        args: list[scripts.Argument] = [model, MOST_TOLD, loading_fragment(load)]
+        return int(self._retry(lambda: scripts.run(self._main, scripts.LOADING, args), 0))
 
     def wait_for_work(self, models: Sequence[str], timeout: float) -> None:
         """Returns when a job may be waiting: at the doorbell, or after `timeout` (at most 1 s)."""

@@ -48,9 +48,10 @@ READ = _load("read")
 REAP = _load("reap")
 EXPIRE = _load("expire")
 STATS = _load("stats")
+LOADING = _load("loading")
 FILE_PUT = _load("file_put")
 FILE_TOUCH = _load("file_touch")
-FILE_PRUNE = _load("file_prune")
+PRUNE = _load("prune")
 
 
 def run(redis: Redis, script: Script, args: Sequence[Argument]) -> Any:

@@ -42,6 +42,10 @@ class WorkerInfo(BaseModel):
         default_factory=dict,
         description="How each model's weights rest in memory, by id: packed, fp8 or a dtype.",
     )
+    model_bytes: dict[str, int] = Field(
+        default_factory=dict,
+        description="Device memory of each resident model's weights, by id, where it was measured.",
+    )
     model_errors: dict[str, str] = Field(
         default_factory=dict, description="Why a model is not served, by id."
     )

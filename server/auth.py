@@ -7,12 +7,14 @@ Liveness, readiness, metrics and the API's description need none.
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from jobs.api_keys import ANONYMOUS
+from jobs.errors import StoreUnavailable
 from server.problems import Problem, ProblemCode
 from server.services import Services, ServicesDep
 
@@ -56,6 +58,28 @@ async def owner_of_request(
     return key.id
 
 
+Recheck = Callable[[], Awaitable[bool]]
+"""Asks whether the request would still be let in, as the same owner."""
+
+
+def recheck_of_request(
+    services: ServicesDep,
+    credentials: Annotated[HTTPAuthorizationCredentials | None, Security(_bearer)],
+    owner: Annotated[str, Depends(owner_of_request)],
+) -> Recheck:
+    """For answers that go on for long. While Redis is away they do: it cannot tell."""
+
+    async def recheck() -> bool:
+        try:
+            return await owner_of_request(services, credentials) == owner
+        except StoreUnavailable:
+            return True
+        except Problem:
+            return False
+
+    return recheck
+
+
 def _unauthorized(detail: str, challenge: str) -> Problem:
     return Problem(401, ProblemCode.UNAUTHORIZED, detail, headers={"WWW-Authenticate": challenge})
 
@@ -64,3 +88,5 @@ NEEDS_KEY = Depends(owner_of_request)
 """For routers: the key is checked before anything else in the request."""
 
 OwnerDep = Annotated[str, Depends(owner_of_request)]
+
+RecheckDep = Annotated[Recheck, Depends(recheck_of_request)]

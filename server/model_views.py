@@ -56,9 +56,22 @@ def residency(model_id: str, workers: Sequence[WorkerInfo]) -> Residency:
     error = next((w.model_errors[model_id] for w in workers if model_id in w.model_errors), None)
     if holders:
         mode = holders[0].residency.get(model_id)
-        return Residency(state="resident", mode=mode, workers=len(holders), error=error)
+        return Residency(
+            state="resident",
+            mode=mode,
+            memory_bytes=memory_bytes(model_id, holders),
+            workers=len(holders),
+            error=error,
+        )
     if any(model_id in worker.on_demand for worker in workers):
         return Residency(state="on_demand", workers=0, error=error)
     if any(w.state == "starting" and model_id not in w.model_errors for w in workers):
         return Residency(state="loading", workers=0, error=error)
     return Residency(state="unavailable", workers=0, error=error or "No live worker serves it.")
+
+
+def memory_bytes(model_id: str, workers: Sequence[WorkerInfo]) -> int | None:
+    """The most device memory that a worker has measured for the model's weights; None before."""
+    return max(
+        (w.model_bytes[model_id] for w in workers if model_id in w.model_bytes), default=None
+    )

@@ -176,12 +176,16 @@ class Job(PublicModel):
 
 
 class Estimate(PublicModel):
-    """What a job of this input would take. Durations are null until the model has been measured."""
+    """What a job of this input would take. What has not been measured is null."""
 
     object: Literal["estimate"] = "estimate"
     model: str
     seconds: float | None = Field(description="From its start to its end.")
     gpu_seconds: float | None = Field(description="Device time; what fairness and quotas count.")
+    memory_bytes: int | None = Field(
+        description="Device memory of the model's weights, as a worker that holds it has measured "
+        "it; the job's own tensors come on top. null while none has: always so on a CPU."
+    )
     input: dict[str, Any] = Field(description="Fully resolved, as a job's would be.")
 
 
@@ -298,6 +302,11 @@ class Residency(PublicModel):
         description="How the weights rest in memory: `packed` as in a quantised file, `fp8`, or "
         "the name of a number format; null unless resident.",
         examples=["packed"],
+    )
+    memory_bytes: int | None = Field(
+        default=None,
+        description="Device memory of the weights; null unless resident, and where a worker cannot "
+        "measure it, as on a CPU.",
     )
     workers: int = Field(description="Workers that hold it.")
     error: str | None = Field(description="Why no worker can load it, if one has said so.")

@@ -1,15 +1,17 @@
 """Server-sent events of one job, from the event hub to the wire.
 
 Replays what the client missed, then follows the job live. A comment goes out when nothing happened
-for a while, so that proxies keep the connection; the stream ends after the terminal event, or at
-once when the server stops, in which case the client resumes elsewhere with `Last-Event-ID`.
+for a while, so that proxies keep the connection; the stream ends after the terminal event, when its
+API key has been revoked, or at once when the server stops, in which case the client resumes
+elsewhere with `Last-Event-ID`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -52,13 +54,27 @@ class EventStreamResponse(StreamingResponse):
 
 
 async def event_stream(
-    events: AsyncGenerator[Event, None], *, stopping: asyncio.Event, root_path: str = ""
+    events: AsyncGenerator[Event, None],
+    *,
+    stopping: asyncio.Event,
+    is_still_allowed: Callable[[], Awaitable[bool]],
+    root_path: str = "",
 ) -> AsyncGenerator[bytes, None]:
-    """The wire form of `events`, which it closes at its end."""
+    """The wire form of `events`, which it closes at its end.
+
+    `is_still_allowed` is asked every `HEARTBEAT_SECONDS`, before the first event that comes later,
+    or the next heartbeat; when it says no, the stream ends.
+    """
     yield format_sse_event(retry=RETRY_MILLISECONDS)
+    asked_at = time.monotonic()
     try:
         async with aclosing(_with_heartbeats(events, stopping)) as beats:
             async for event in beats:
+                if time.monotonic() >= asked_at + HEARTBEAT_SECONDS:
+                    if not await is_still_allowed():
+                        yield format_sse_event(comment="the API key is no longer good")
+                        return
+                    asked_at = time.monotonic()
                 if event is None:
                     yield format_sse_event(comment="keepalive")
                 else:

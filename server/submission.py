@@ -21,7 +21,9 @@ from config.settings import Settings
 from jobs.errors import DeadlineTooSoon, IdempotencyConflict, QueueFull, QuotaExceeded
 from jobs.schema import file_references, total_steps
 from jobs.types import JobRecord, NewJob
+from jobs.worker_registry import list_workers
 from server.error_handlers import field_errors
+from server.model_views import memory_bytes
 from server.problems import FieldError, Problem, ProblemCode, invalid_fields
 from server.schemas import Estimate, JobRequest
 from server.services import Services
@@ -96,10 +98,12 @@ async def estimate(services: Services, body: dict[str, Any], *, owner: str) -> E
     await services.inputs.withdraw(prepared)
     steps = total_steps(prepared.resolved)
     found = await services.store.costs.estimate(spec.id, prepared.resolved, steps)
+    workers = await list_workers(services.redis)
     return Estimate(
         model=spec.id,
         seconds=None if found is None else round(found.run_seconds, 3),
         gpu_seconds=None if found is None else round(found.gpu_seconds, 3),
+        memory_bytes=memory_bytes(spec.id, workers),
         input=prepared.resolved,
     )
 

@@ -12,7 +12,16 @@ import pytest
 import torch
 
 import bench.run
-from bench import fuzz_gguf, gguf_loading, gpu_check, gpu_check_wan, wan_gguf, wan_gguf_14b
+from bench import (
+    day,
+    day_load,
+    fuzz_gguf,
+    gguf_loading,
+    gpu_check,
+    gpu_check_wan,
+    wan_gguf,
+    wan_gguf_14b,
+)
 from bench.machine import host_kind
 from bench.sdcpp import SdcppStep
 from bench.synthetic_gguf import (
@@ -319,3 +328,13 @@ def test_the_gpu_check_refuses_an_unknown_part(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         gpu_check.main()
     assert "no such part: wan_2" in capsys.readouterr().err
+
+
+def test_after_everything_has_expired_no_key_is_left(monkeypatch):
+    monkeypatch.setattr(day_load, "KILLED", 0.05)
+    figures = day.simulate(day.Plan(jobs=400, wall_seconds=2.0, lease_seconds=2.0))
+    assert figures["leaked keys"] == []
+    happened = figures["what happened"]
+    assert happened["jobs"] == 400
+    for what in ("killed", "taken back", "cancels", "succeeded", "watched jobs", "expired"):
+        assert happened[what] > 0

@@ -327,6 +327,7 @@ class Worker:
                 "models": tuple(self._residents.pipelines),
                 "on_demand": tuple(self._residents.cold),
                 "residency": self._residents.residency(),
+                "model_bytes": self._residents.measured_bytes(),
                 "model_errors": dict(self._residents.errors),
                 "state": serving if self._state == "serving" else self._state,
                 "last_progress_at": datetime.fromtimestamp(last_progress, UTC),

@@ -61,6 +61,7 @@ class Residents:
         self._clock = clock
         self._specs: dict[str, ModelSpec] = {}
         self._bytes: dict[str, int] = {}
+        self._measured: dict[str, int] = {}
         self._last_used: dict[str, float] = {}
         self._loaded_bytes, self._load_seconds = 0, 0.0
 
@@ -85,6 +86,10 @@ class Residents:
     def residency(self) -> dict[str, str]:
         """How the weights of each resident model rest in memory."""
         return {model: pipeline.residency for model, pipeline in dict(self.pipelines).items()}
+
+    def measured_bytes(self) -> dict[str, int]:
+        """Device memory that loading each resident model took; none on a CPU, which cannot tell."""
+        return {m: size for m, size in dict(self._measured).items() if m in self.pipelines}
 
     def note_use(self, models: Iterable[str]) -> None:
         """These models have work in hand: now is when they were last used."""
@@ -158,6 +163,7 @@ class Residents:
         self._load_seconds += seconds
         if before is not None:
             self._bytes[spec.id] = self._device.memory_bytes()["allocated"] - before
+            self._measured[spec.id] = self._bytes[spec.id]
         self.recipes[spec.id] = Recipes(spec.id, digest, self._device, pipeline.residency)
         self.pipelines[spec.id] = pipeline
         self.note_use([spec.id])

@@ -51,6 +51,12 @@ def run(
     deterministic: Annotated[
         bool, typer.Option("--deterministic", help="The same bytes for the same input.")
     ] = False,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds after which the result is of no use: the job is refused or stopped."
+        ),
+    ] = None,
     frames: clip_options.Frames = None,
     fps: clip_options.Fps = None,
     flow_shift: clip_options.FlowShift = None,
@@ -116,7 +122,11 @@ def run(
         request |= clip_options.upload_files(client, media)
         try:
             job = client.submit(
-                connection.model_id, request, priority=priority, deterministic=deterministic
+                connection.model_id,
+                request,
+                priority=priority,
+                deterministic=deterministic,
+                deadline_seconds=deadline,
             )
         except ApiError as error:
             if (error.param or "").startswith("input."):

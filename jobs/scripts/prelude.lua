@@ -62,19 +62,8 @@ local function load_job(id)
   return job
 end
 
--- Enters an id into a listing, of which every API key has its own. Entries of a key whose hash has
--- expired are taken out by those that follow.
-local OLDEST_LOOKED_AT = 8
+-- A listing; every API key has its own. Entries whose hash has expired are the keeper's to remove.
 local function listing(name, owner) return owner == '' and name or name .. ':' .. owner end
-local function list_entry(name, owner, id, hash_key)
-  local index = listing(name, owner)
-  if owner ~= '' then
-    for _, old in ipairs(redis.call('ZRANGE', index, 0, OLDEST_LOOKED_AT - 1)) do
-      if redis.call('EXISTS', hash_key(old)) == 0 then redis.call('ZREM', index, old) end
-    end
-  end
-  redis.call('ZADD', index, now_us, id)
-end
 
 -- Appends to the job's log and tells live watchers `<stream id> <json>`. `extra` is a fragment
 -- of JSON that starts with a comma, or empty.
@@ -326,7 +315,8 @@ local function settle_share(job, gpu_seconds)
   end
 end
 
--- Everything but the blobs, which are not in Redis.
+-- Everything but the blobs, which are not in Redis, and but the entry in the listing of an API key
+-- where the hash has expired, which knew the key: the keeper prunes those.
 local function erase(id)
   for _, name in ipairs(redis.call('SMEMBERS', 'denoised:queues')) do
     for _, state in ipairs({ 'finished', 'failed', 'canceled' }) do

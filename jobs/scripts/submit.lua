@@ -75,7 +75,7 @@ if deadline then
   redis.call('ZADD', 'denoised:deadlines', now + deadline, id)
 end
 join_lane('RPUSH', id, queue, owner, cost)
-list_entry('denoised:jobs', owner, id, job_key)
+redis.call('ZADD', listing('denoised:jobs', owner), now_us, id)
 if owner ~= '' then
   redis.call('HINCRBY', usage_key(owner), 'jobs', 1)
   redis.call('EXPIRE', usage_key(owner), 2 * DAY)

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 
 from jobs.event_log import parse_stream_id
-from server.auth import NEEDS_KEY, OwnerDep
+from server.auth import NEEDS_KEY, OwnerDep, RecheckDep
 from server.documentation import EVENT_STREAM, problems
 from server.problems import FieldError, invalid_fields
 from server.routes.jobs import JobId
@@ -31,6 +31,7 @@ async def watch_job(
     request: Request,
     services: ServicesDep,
     owner: OwnerDep,
+    is_still_allowed: RecheckDep,
     last_event_id: Annotated[
         str | None,
         Header(
@@ -45,7 +46,8 @@ async def watch_job(
     """All events from the first, or after the one named, then live until the job has ended.
 
     A comment comes every 15 seconds without an event. When the server stops, the stream ends
-    without a terminal event: reconnect and nothing is missed or repeated.
+    without a terminal event: reconnect and nothing is missed or repeated. It also ends, within half
+    a minute, when the key it was opened with is revoked.
     """
     resume = last_event_id or after or None
     if resume is not None:
@@ -59,6 +61,9 @@ async def watch_job(
     events = services.hub.watch(job_id, after=resume)
     return EventStreamResponse(
         event_stream(
-            events, stopping=services.stopping, root_path=request.scope.get("root_path", "")
+            events,
+            stopping=services.stopping,
+            is_still_allowed=is_still_allowed,
+            root_path=request.scope.get("root_path", ""),
         )
     )

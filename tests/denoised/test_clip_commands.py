@@ -147,6 +147,14 @@ def test_boxes_ask_for_a_layout(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("options", [(), ("--deadline", 90)])
+def test_a_deadline_goes_with_the_request(tmp_path, options):
+    with scripted_server(Script()) as server:
+        invoke(server, "run", "clips", "p", "-o", tmp_path / "a.mp4", *options)
+    [body] = [json.loads(body) for body in server.bodies if b'"input"' in body]
+    assert body.get("deadline_seconds") == (90 if options else None)
+
+
 def test_without_media_options_nothing_of_clips_is_sent(tmp_path):
     with scripted_server(Script()) as server:
         invoke(server, "run", "clips", "p", "-o", tmp_path / "a.mp4")

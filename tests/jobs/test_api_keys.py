@@ -8,8 +8,10 @@ import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
+from config.settings import Settings
 from jobs.api_keys import KeyRing, KeyStore, Quotas
 from jobs.errors import ApiKeyNotFound, JobNotFound
+from jobs.keeper import Keeper
 from jobs.store import JobStore
 from jobs.types import NewJob
 
@@ -91,12 +93,31 @@ async def test_a_listing_and_its_pages_hold_only_ones_own(
 
 
 async def test_a_listing_forgets_jobs_whose_record_has_expired(
-    store: JobStore, redis_client: Redis, make_job: MakeJob
+    store: JobStore,
+    redis_client: Redis,
+    make_job: MakeJob,
+    settings: Settings,
+    keeper: Keeper,
 ) -> None:
-    for _ in range(20):
-        record, _ = await store.submit(make_job(owner="a"))
-        redis_client.delete(f"rq:job:{record.id}")
-    assert redis_client.zcard("denoised:jobs:a") == 1
+    key, _ = KeyStore(redis_client).create("studio")
+    listing = f"denoised:jobs:{key.id}"
+    gone, kept, new = [
+        (await store.submit(make_job(owner=key.id)))[0].id.encode() for _ in range(3)
+    ]
+    long_ago = (redis_client.time()[0] - settings.result_ttl_seconds - 1) * 1e6
+    redis_client.zadd(listing, {gone: long_ago, kept: long_ago})
+    redis_client.delete(f"rq:job:{gone.decode()}")
+    keeper.run_once()
+    assert redis_client.zrange(listing, 0, -1) == [kept, new]
+
+
+def test_a_revoked_key_leaves_no_account_of_its_share(redis_client: Redis, keeper: Keeper) -> None:
+    good, _ = KeyStore(redis_client).create("studio")
+    for name in ("denoised:fair", "denoised:served"):
+        redis_client.hset(name, mapping={"": 1, good.id: 2, "revoked": 3})
+    keeper.run_once()
+    for name in ("denoised:fair", "denoised:served"):
+        assert set(redis_client.hkeys(name)) == {b"", good.id.encode()}
 
 
 async def test_idempotency_keys_of_two_owners_do_not_meet(

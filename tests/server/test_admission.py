@@ -44,6 +44,7 @@ def estimate(api: Api, **fields: Any) -> dict[str, Any]:
 def test_an_estimate_is_null_until_measured_and_resolves_the_input(api: Api) -> None:
     answer = estimate(api, seed=7)
     assert (answer["seconds"], answer["gpu_seconds"]) == (None, None)
+    assert answer["memory_bytes"] is None
     assert answer["input"]["num_inference_steps"] == 4
     assert api.client.get("/v1/jobs").json()["data"] == []
 
@@ -53,6 +54,17 @@ def test_an_estimate_follows_steps_and_size(api: Api) -> None:
     assert (estimate(api)["seconds"], estimate(api)["gpu_seconds"]) == (44.0, 35.0)
     assert estimate(api, num_inference_steps=8)["seconds"] == 84.0
     assert estimate(api, width=128)["seconds"] == 1.0 + 2 * (40.0 + 2.0 + 1.0)
+
+
+def test_an_estimate_tells_the_memory_that_a_worker_has_measured(
+    api: Api, redis_client: Redis
+) -> None:
+    announce(redis_client, worker_info())
+    assert estimate(api)["memory_bytes"] is None
+    for name, size in (("a", 3_000), ("b", 5_000)):
+        announce(redis_client, worker_info(name=name, model_bytes={SPEC.id: size}))
+    assert estimate(api)["memory_bytes"] == 5_000
+    assert api.client.get(f"/v1/models/{SPEC.id}").json()["residency"]["memory_bytes"] == 5_000
 
 
 def test_an_estimate_refuses_what_a_submission_would(api: Api) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator
+from itertools import islice
 from typing import Any
 
 import httpx2
@@ -12,6 +14,9 @@ from redis import Redis
 
 from config.settings import Settings
 from jobs.api_keys import KeyStore
+from jobs.events import Event
+from jobs.types import EventType
+from server import sse
 from tests.media_files import picture
 from tests.video_spec import VIDEO_SPEC
 
@@ -118,6 +123,36 @@ def test_a_key_sees_only_its_own_jobs(
     assert [entry["id"] for entry in mine.get("/v1/jobs").json()["data"]] == [job["id"]]
     assert other.get("/v1/jobs").json()["data"] == []
     assert mine.delete(f"/v1/jobs/{job['id']}").status_code == 204
+
+
+def test_an_open_stream_ends_when_its_key_is_revoked(
+    api: Api, key_store: KeyStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "HEARTBEAT_SECONDS", 0.05)
+    key, token = key_store.create("first")
+    headers = {"Authorization": f"Bearer {token}"}
+    job = api.client.post("/v1/jobs", json=BODY, headers=headers).json()
+    with api.client.stream("GET", job["links"]["events"], headers=headers) as response:
+        lines = response.iter_lines()
+        assert [line for line in islice(lines, 20) if line == ": keepalive"], "a good key's goes on"
+        key_store.revoke(key.id)
+        assert ": the API key is no longer good" in [*lines]
+
+
+async def test_a_busy_stream_is_checked_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "HEARTBEAT_SECONDS", 0.05)
+    answers = iter([True, False])
+
+    async def busy() -> AsyncGenerator[Event, None]:
+        while True:
+            await asyncio.sleep(0.001)
+            yield Event("1-1", EventType.PROGRESS, {})
+
+    async def ask() -> bool:
+        return next(answers)
+
+    stream = sse.event_stream(busy(), stopping=asyncio.Event(), is_still_allowed=ask)
+    assert [chunk async for chunk in stream][-1] == b": the API key is no longer good\n\n"
 
 
 def test_a_key_sees_and_uses_only_its_own_files(

@@ -232,6 +232,10 @@ async def _events(*events: Event, then_wait: bool = False) -> AsyncGenerator[Eve
 PROGRESS = Event("1-1", EventType.PROGRESS, {"job_id": "j", "text": "é\n"})
 
 
+async def always() -> bool:
+    return True
+
+
 async def test_a_quiet_stream_beats_and_loses_no_event_by_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -243,7 +247,7 @@ async def test_a_quiet_stream_beats_and_loses_no_event_by_it(
         yield PROGRESS
 
     chunks = []
-    async for chunk in sse.event_stream(late(), stopping=asyncio.Event()):
+    async for chunk in sse.event_stream(late(), stopping=asyncio.Event(), is_still_allowed=always):
         chunks.append(chunk)
         if len(chunks) == 4:
             release.set()
@@ -269,7 +273,7 @@ async def test_a_stream_that_is_closed_early_closes_its_source() -> None:
         finally:
             closed.set()
 
-    stream = sse.event_stream(source(), stopping=asyncio.Event())
+    stream = sse.event_stream(source(), stopping=asyncio.Event(), is_still_allowed=always)
     async for chunk in stream:
         if b"progress" in chunk:
             break

@@ -86,10 +86,17 @@ def test_residency_comes_from_the_workers_announcements(api: Api, redis_client: 
             model_errors={OTHER_SPEC.id: "vae.safetensors is truncated"},
         ),
     )
-    assert state(SPEC.id) == {"state": "resident", "mode": "packed", "workers": 1, "error": None}
+    assert state(SPEC.id) == {
+        "state": "resident",
+        "mode": "packed",
+        "memory_bytes": None,
+        "workers": 1,
+        "error": None,
+    }
     assert state(OTHER_SPEC.id) == {
         "state": "unavailable",
         "mode": None,
+        "memory_bytes": None,
         "workers": 0,
         "error": "vae.safetensors is truncated",
     }

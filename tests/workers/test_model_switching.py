@@ -15,9 +15,10 @@ from config.settings import Settings
 from jobs.types import ClaimedJob, ModelLoad, Priority, Stage, Status, Usage, Verdict
 from models.errors import CheckpointError
 from models.pipeline import Pipeline
+from workers.device import Device
 from workers.heartbeat import Pulse
 from workers.model_choice import GRACE_SECONDS
-from workers.model_switching import LOOK_SECONDS, NOT_LOADED, ModelSwitching
+from workers.model_switching import CLAIMED_AHEAD, LOOK_SECONDS, NOT_LOADED, ModelSwitching
 from workers.residency import Residents
 
 PATIENCE = 30.0
@@ -32,6 +33,7 @@ class Queues:
         self.clock = clock
         self.jobs: dict[str, list[tuple[float, ClaimedJob]]] = {}
         self.requeued: list[tuple[ClaimedJob, str]] = []
+        self.told: list[tuple[ClaimedJob, ModelLoad]] = []
 
     def put(self, *jobs: ClaimedJob) -> None:
         for job in jobs:
@@ -48,6 +50,11 @@ class Queues:
             while self.jobs.get(model) and len(taken) < limit:
                 taken.append(self.jobs[model].pop(0)[1])
         return taken
+
+    def tell_loading(self, model: str, load: ModelLoad) -> int:
+        waiting = self.jobs.get(model, [])
+        self.told += [(job, load) for _, job in waiting]
+        return len(waiting)
 
     def requeue(self, job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage) -> bool:
         assert refund_attempt
@@ -159,9 +166,11 @@ def test_a_job_of_another_worker_s_model_is_left_alone_for_a_moment(scene: Scene
 
 
 def test_the_jobs_that_wait_see_bytes_and_seconds_of_the_load(scene: Scene) -> None:
-    jobs = [claimed(model="b") for _ in range(2)]
-    scene.queues.put(*jobs)
-    scene.go_on(seconds=15)
+    jobs = [claimed(model="b") for _ in range(CLAIMED_AHEAD)]
+    beyond = claimed(model="b")
+    scene.queues.put(*jobs, beyond)
+    scene.go_on(seconds=20)
+    assert scene.queues.told == [(beyond, ModelLoad(bytes=100, eta_seconds=LOAD_SECONDS))]
     for job in jobs:
         assert scene.sink.stages(job)[:2] == [Stage.LOADING, Stage.ENCODING]
         first = scene.sink.of(job)[0]
@@ -296,3 +305,34 @@ def test_nothing_is_loaded_for_a_job_that_another_worker_took_first(
     monkeypatch.setattr(scene.queues, "oldest_waiting", lambda models: {"b": 5.0})
     scene.go_on(seconds=5)
     assert scene.loaded == ["a"]
+
+
+class Measuring(Device):
+    """Tells how much of it is taken: more with every look."""
+
+    looks = 0
+
+    def memory_bytes(self) -> dict[str, int]:
+        type(self).looks += 1
+        return {"allocated": 1_000 * self.looks**2}
+
+
+def test_only_the_measured_bytes_of_resident_models_are_told(tmp_path: Path) -> None:
+    specs = [fake_spec("a"), fake_spec("b")]
+
+    def residents(device: Device) -> Residents:
+        return Residents(
+            device,
+            tmp_path / "digests.json",
+            budget_bytes=10_000,
+            load=lambda spec, **_: FakePipeline(spec),
+            weigh=lambda spec: 100,
+        )
+
+    on_cpu, on_gpu = residents(CPU), residents(Measuring("cpu", "float32"))
+    for both in (on_cpu, on_gpu):
+        both.load(specs)
+    assert on_cpu.measured_bytes() == {}
+    assert on_gpu.measured_bytes() == {"a": 3_000, "b": 7_000}
+    del on_gpu.pipelines["a"]
+    assert on_gpu.measured_bytes() == {"b": 7_000}
