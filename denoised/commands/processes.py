@@ -60,6 +60,7 @@ def worker(
     dtype: options.DType = None,
     log_level: options.Verbosity = None,
     die_with: options.DieWith = None,
+    tag: Annotated[str | None, typer.Option(hidden=True, help="Last part of its name.")] = None,
 ) -> None:
     """Run one worker alone: it loads the models and takes jobs from the queue."""
     settings = _prepare(
@@ -74,7 +75,7 @@ def worker(
     )
     from workers.process import run_worker
 
-    raise typer.Exit(run_worker(settings, options.discover_models(settings)))
+    raise typer.Exit(run_worker(settings, options.discover_models(settings), tag=tag))
 
 
 def keeper(
