@@ -9,26 +9,22 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import re
 import signal
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from datetime import datetime
-from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+from bench.deployments import at, serve
 from bench.run import table
-from denoised import instance
-from denoised.client import Client, ClientError, JobEvent
+from denoised.client import Client, JobEvent
 
-READY_SECONDS = 120.0
+GOAL_EXTRA_MS = 50.0
 JOBS_AT_ONCE = 32
 
 
@@ -43,7 +39,7 @@ def run(
             "model": batched.model,
             "submit_to_first_step_ms": _latency(batched, submissions),
             f"{JOBS_AT_ONCE}_jobs_at_once": _throughput(batched, single, rounds),
-            "cancel_ms": _cancels(batched, cancels),
+            "cancel": _cancels(batched, cancels),
             "killed_worker_seconds": _recovery(batched, rounds),
         }
 
@@ -57,10 +53,10 @@ class _Server:
         self.model = offered.id
         self.most_steps = int(offered.limits["num_inference_steps"]["maximum"])
 
-    def submit(self, number: int, **fields: Any) -> str:
+    def submit(self, number: int, *, alone: bool = False, **fields: Any) -> str:
         """A prompt of its own for every number, so that no cache has it."""
-        prompt = f"a red circle on a blue background, take {number}"
-        return self.client.submit(self.model, {"prompt": prompt, **fields}).id
+        asked = {"prompt": f"a red circle on a blue background, take {number}", **fields}
+        return self.client.submit(self.model, asked, deterministic=alone).id
 
     def metric(self, name: str) -> float:
         """The sum over all labels of a sample on the metrics page."""
@@ -71,57 +67,12 @@ class _Server:
 
 @contextmanager
 def _server(model: str, **environment: str) -> Iterator[_Server]:
-    with tempfile.TemporaryDirectory(prefix="denoised-bench-") as folder:
-        log = Path(folder) / "server.log"
-        with log.open("wb") as file:
-            process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "denoised", "serve", "--port", "0"),
-                    *("--model", model, "--data-dir", folder, "--log-level", "warning"),
-                ],
-                env=os.environ | environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-        try:
-            with Client(_url(process, Path(folder), log)) as client:
-                _until(lambda: client.readiness().status == "ready", log)
-                yield _Server(client)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-
-
-def _url(process: subprocess.Popen[bytes], folder: Path, log: Path) -> str:
-    def started() -> bool:
-        if process.poll() is not None:
-            raise RuntimeError(f"the server ended:\n{log.read_text()}")
-        return instance.find(folder) is not None
-
-    _until(started, log)
-    owner = instance.find(folder)
-    assert owner is not None
-    return owner.url
-
-
-def _until(condition: Callable[[], bool], log: Path) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        try:
-            if condition():
-                return
-        except ClientError:
-            pass  # not listening yet
-        time.sleep(0.1)
-    raise RuntimeError(f"the server did not get ready:\n{log.read_text()}")
-
-
-def _at(event: JobEvent) -> float:
-    return datetime.fromisoformat(event.data["created_at"]).timestamp()
+    with serve(model, **environment) as (client, _):
+        yield _Server(client)
 
 
 def _first(events: Sequence[JobEvent], matches: Callable[[JobEvent], bool]) -> float:
-    return next(_at(event) for event in events if matches(event))
+    return next(at(event) for event in events if matches(event))
 
 
 def _is_step(event: JobEvent, step: int) -> bool:
@@ -178,23 +129,44 @@ def _burst(server: _Server) -> float:
         *_, last = server.client.watch(job_id)
         if last.type != "job.succeeded":
             raise RuntimeError(f"{job_id} ended as {last.type}: {last.data.get('error')}")
-        ends.append(_at(last))
+        ends.append(at(last))
     return JOBS_AT_ONCE / (max(ends) - sent)
 
 
-def _cancels(server: _Server, cancels: int) -> dict[str, float]:
-    """From the cancel request to the job's last event, in the middle of denoising."""
-    seconds = []
+def _cancels(server: _Server, cancels: int) -> dict[str, Any]:
+    """From the cancel request in mid-denoising to the last event, and to a free GPU.
+
+    Free it is when the worker takes up another job: one waits behind the cancelled job, which has
+    the device to itself. Goal: p95 at most one step and 50 ms.
+    """
+    draw = random.Random(0)
+    sum_before = server.metric("denoised_step_seconds_sum")
+    count_before = server.metric("denoised_step_seconds_count")
+    step, ended, free = 0.0, [], []
     for number in range(cancels):
-        job = server.submit(number, num_inference_steps=server.most_steps, num_images=2)
-        asked = 0.0
-        for event in server.client.watch(job):
-            if not asked and _is_step(event, 3):
-                asked = time.time()
-                server.client.cancel(job)
-        if event.type == "job.cancelled":
-            seconds.append(_at(event) - asked)
-    return _milliseconds(seconds)
+        job = server.submit(number, alone=True, num_inference_steps=server.most_steps, num_images=2)
+        if not any(_is_step(event, 3) for event in server.client.watch(job)):
+            raise RuntimeError(f"{job} ended before it could be cancelled")
+        other = server.submit(number, num_inference_steps=2)
+        # Requests come at any moment of a step.
+        time.sleep(draw.uniform(0.0, step))
+        asked = time.time()
+        server.client.cancel(job)
+        *_, last = server.client.watch(job)
+        begun = _first([*server.client.watch(other)], lambda e: e.type == "job.started")
+        if last.type == "job.cancelled":
+            ended.append(at(last) - asked)
+            free.append(begun - asked)
+        steps = server.metric("denoised_step_seconds_count") - count_before
+        step = (server.metric("denoised_step_seconds_sum") - sum_before) / steps
+    to_free = _milliseconds(free)
+    return {
+        "step_ms": 1e3 * step,
+        "to_the_last_event_ms": _milliseconds(ended),
+        "to_a_free_gpu_ms": to_free,
+        "to_a_free_gpu_steps": {n: to_free[n] / (1e3 * step) for n in ("p50", "p95", "max")},
+        "p95_over_goal": to_free["p95"] / (1e3 * step + GOAL_EXTRA_MS),
+    }
 
 
 def _recovery(server: _Server, rounds: int) -> dict[str, float]:
@@ -210,10 +182,10 @@ def _recovery(server: _Server, rounds: int) -> dict[str, float]:
                 os.kill(pid, signal.SIGKILL)
                 killed = time.time()
             if event.type == "job.started" and event.data["attempt"] == 2:
-                claimed.append(_at(event) - killed)
+                claimed.append(at(event) - killed)
         if event.type != "job.succeeded" or len(claimed) != number + 1:
             raise RuntimeError(f"{job} ended as {event.type} after its worker was killed")
-        succeeded.append(_at(event) - killed)
+        succeeded.append(at(event) - killed)
     return {
         "claimed_again_median": statistics.median(claimed),
         "claimed_again_max": max(claimed),

@@ -2,8 +2,9 @@
 
 The supervisor starts the others as processes of this interpreter, hands them the settings by
 environment, starts again what dies, and stops them in order: workers first, so that they can hand
-their jobs back through the API and Redis that are still there. It holds the listening socket, so
-connections wait instead of failing while the API restarts. It never loads a tensor library.
+their jobs back through the API and Redis that are still there. Of a worker that has ended it tells
+the job layer at once. It holds the listening socket, so connections wait instead of failing while
+the API restarts. It never loads a tensor library.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import structlog
 
@@ -30,6 +33,10 @@ from denoised.exposure import check_exposure
 from denoised.gpus import visible_gpus
 from denoised.signals import SignalInbox
 from jobs.embedded_redis import EmbeddedRedis, RedisUnavailable
+from jobs.worker_registry import worker_name
+
+if TYPE_CHECKING:
+    from denoised.dead_workers import DeadWorkers
 
 log = structlog.get_logger(__name__)
 
@@ -86,13 +93,16 @@ class Supervisor:
         if gpus and "workers" not in settings.model_fields_set:
             count = len(gpus)
         env = self._environment(workers=count)
+        self._tag = uuid.uuid4().hex[:6]
         self._keeper = Child("keeper", ["keeper"], env)
         self._api = Child(
             "api", ["api", "--fd", str(listener.fileno())], env, pass_fds=[listener.fileno()]
         )
         self._workers = [
-            Child(f"worker-{n}", ["worker"], _with_gpu(env, gpus, n)) for n in range(count)
+            Child(f"worker-{n}", ["worker", "--tag", self._tag], _with_gpu(env, gpus, n))
+            for n in range(count)
         ]
+        self._dead_workers: DeadWorkers | None = None
 
     def run(self) -> int:
         """Start, watch until told to stop, stop in order. 0, or 1 if the server could not run."""
@@ -104,6 +114,7 @@ class Supervisor:
         try:
             for child in children:
                 child.start(started_at)
+            self._dead_workers = self._start_telling()
             threading.Thread(target=self._announce_ready, daemon=True).start()
             return self._watch(children, started_at)
         finally:
@@ -128,6 +139,13 @@ class Supervisor:
             self._inbox.wait(max(0.0, min(due) - now) if due else None)
         return 0
 
+    def _start_telling(self) -> DeadWorkers:
+        # Where a process counts its metrics is decided when it imports them.
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(self._metrics_dir)
+        from denoised.dead_workers import DeadWorkers
+
+        return DeadWorkers(self._settings)
+
     def _collect(self, child: Child, now: float) -> int | None:
         ended = child.collect(now)
         if ended is None:
@@ -136,6 +154,8 @@ class Supervisor:
         from prometheus_client.multiprocess import mark_process_dead
 
         mark_process_dead(pid, str(self._metrics_dir))
+        if child in self._workers and self._dead_workers is not None:
+            self._dead_workers.report(worker_name(pid, self._tag))
         return status
 
     @staticmethod

@@ -7,6 +7,7 @@ takes its name off RQ's sets.
 
 from __future__ import annotations
 
+import socket
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
 
@@ -22,6 +23,14 @@ WORKER_TTL_SECONDS = 30
 """How long a worker that has gone silent stays on the list."""
 
 RQ_TIME = "%Y-%m-%dT%H:%M:%S.%fZ"
+
+
+def worker_name(pid: int, tag: str) -> str:
+    """The name of a worker process of this host.
+
+    `tag` tells it from processes of the same number in other containers under the same host name.
+    """
+    return f"{socket.gethostname()}.{pid}.{tag}"
 
 
 class WorkerInfo(BaseModel):

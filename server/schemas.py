@@ -223,9 +223,9 @@ class JobEvent(PublicModel):
     preview: Preview | None = Field(default=None, description="job.preview")
     cause: str | None = Field(
         default=None,
-        description="job.requeued: why, e.g. `lease_lapsed` or `drained`. job.restarted: what is "
-        "wrong with the checkpoint, `checkpoint_missing`, `checkpoint_damaged` or "
-        "`checkpoint_foreign` (of another model or version).",
+        description="job.requeued: why, e.g. `worker_died`, `lease_lapsed` or `drained`. "
+        "job.restarted: what is wrong with the checkpoint, `checkpoint_missing`, "
+        "`checkpoint_damaged` or `checkpoint_foreign` (of another model or version).",
     )
     step: int | None = Field(
         default=None,

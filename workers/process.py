@@ -28,7 +28,7 @@ from config.settings import Settings
 from jobs.errors import StoreUnavailable
 from jobs.lease import RETRY_SECONDS, LeaseClient
 from jobs.types import ClaimedJob, Priority, Usage, Verdict
-from jobs.worker_registry import WorkerInfo
+from jobs.worker_registry import WorkerInfo, worker_name
 from models import loading
 from models.pipeline import Pipeline
 from workers import metrics
@@ -65,15 +65,17 @@ def run_worker(
     settings: Settings,
     specs: Sequence[ModelSpec],
     *,
+    tag: str | None = None,
     load: Callable[..., Pipeline] = loading.load,
     weigh: Callable[[ModelSpec], int] = loading.weight_bytes,
 ) -> int:
     """Serve `specs` until SIGTERM or SIGINT; returns the exit status.
 
-    `settings.redis_url` must be set; `load` makes a resident pipeline of a spec, `weigh` tells how
-    many bytes that will take. Status 0 after a drain, EXIT_NO_MODEL when no model could be loaded,
-    EXIT_BROKEN when only a new process can go on. A hang ends the process from the heartbeat thread
-    with EXIT_BROKEN.
+    `settings.redis_url` must be set; `tag` ends the worker's name, for whoever has to know it, else
+    a random one does; `load` makes a resident pipeline of a spec, `weigh` tells how many bytes that
+    will take. Status 0 after a drain, EXIT_NO_MODEL when no model could be loaded, EXIT_BROKEN when
+    only a new process can go on. A hang ends the process from the heartbeat thread with
+    EXIT_BROKEN.
     """
     if settings.redis_url is None:
         raise ValueError("redis_url: a worker needs a Redis")
@@ -82,7 +84,7 @@ def run_worker(
     except ValueError as error:
         log.error("worker cannot start", reason=str(error))
         return EXIT_NO_MODEL
-    return Worker(settings, settings.redis_url, device, load=load, weigh=weigh).run(specs)
+    return Worker(settings, settings.redis_url, device, tag=tag, load=load, weigh=weigh).run(specs)
 
 
 class Worker:
@@ -94,11 +96,11 @@ class Worker:
         redis_url: str,
         device: Device,
         *,
+        tag: str | None = None,
         load: Callable[..., Pipeline] = loading.load,
         weigh: Callable[[ModelSpec], int] = loading.weight_bytes,
     ) -> None:
-        host = socket.gethostname()
-        self.name = f"{host}.{os.getpid()}.{uuid.uuid4().hex[:6]}"
+        self.name = worker_name(os.getpid(), tag or uuid.uuid4().hex[:6])
         self._settings = settings
         self._redis_url = redis_url
         self._device = device
@@ -120,7 +122,7 @@ class Worker:
         self._info = WorkerInfo(
             name=self.name,
             pid=os.getpid(),
-            host=host,
+            host=socket.gethostname(),
             device=device.model_name,
             dtype=device.dtype,
         )

@@ -6,7 +6,9 @@ the data directory.
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -60,6 +62,7 @@ def worker(
     dtype: options.DType = None,
     log_level: options.Verbosity = None,
     die_with: options.DieWith = None,
+    tag: Annotated[str | None, typer.Option(hidden=True, help="Last part of its name.")] = None,
 ) -> None:
     """Run one worker alone: it loads the models and takes jobs from the queue."""
     settings = _prepare(
@@ -74,7 +77,12 @@ def worker(
     )
     from workers.process import run_worker
 
-    raise typer.Exit(run_worker(settings, options.discover_models(settings)))
+    status = run_worker(settings, options.discover_models(settings), tag=tag)
+    # Everything is signed off. Taking torch and the interpreter apart would cost a second of the
+    # grace for a drain, and change nothing.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def keeper(
