@@ -64,6 +64,7 @@ OPTIONS: Mapping[str, str] = {
     "negative_prompt": "--negative",
     "num_images": "--n",
     "num_frames": "--frames",
+    "first_frame": "--image/--first-frame",
     "layout": "--box",
     "reference_images": "--reference",
     "output_format": "--format",

@@ -7,15 +7,22 @@ import json
 import re
 from pathlib import Path
 
+import pytest
+
+from config.model_spec import ModelSpec
 from jobs.media.info import MediaInfo
 from jobs.schema import file_references, resolve_input
 from jobs.schema.references import MEDIA_FIELDS
+from models.catalogue import discover
 from tests.video_spec import VIDEO_SPEC
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_every_request_of_the_video_page_is_accepted():
+@pytest.mark.parametrize(
+    "spec", [VIDEO_SPEC, *discover(["wan-vace-demo"])], ids=lambda spec: spec.id
+)
+def test_every_request_of_the_video_page_is_accepted(spec: ModelSpec):
     page = (ROOT / "docs/video.md").read_text("utf-8")
     [block] = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
     requests = [json.loads(line) for line in block.splitlines()]
@@ -24,9 +31,9 @@ def test_every_request_of_the_video_page_is_accepted():
         raw = json.loads(re.sub(r"file_[A-Z]+", file_id, json.dumps(fields)))
         infos = {
             reference.value: info(MEDIA_FIELDS[reference.field][0])
-            for reference in file_references(VIDEO_SPEC, raw)
+            for reference in file_references(spec, raw)
         }
-        assert resolve_input(VIDEO_SPEC, raw, infos)["prompt"] == fields["prompt"]
+        assert resolve_input(spec, raw, infos)["prompt"] == fields["prompt"]
 
 
 def file_id(placeholder: re.Match[str]) -> str:
@@ -36,14 +43,15 @@ def file_id(placeholder: re.Match[str]) -> str:
 def info(kind: str) -> MediaInfo:
     if kind == "image":
         return MediaInfo(kind="image", content_type="image/png", width=64, height=64)
+    # As long as the clips of the bundled model, which a reader has at hand.
     return MediaInfo(
         kind="video",
         content_type="video/mp4",
         width=64,
         height=64,
-        num_frames=5,
-        fps=16.0,
-        duration_seconds=5 / 16,
+        num_frames=9,
+        fps=8.0,
+        duration_seconds=9 / 8,
     )
 
 

@@ -30,7 +30,7 @@ from workers.layout import draw_layout
 T = TypeVar("T")
 
 SOURCE_PIXELS = 4
-"""Larger frames than so many times the canvas are shrunk while decoding: memory for nothing."""
+"""Larger pictures than so many times the canvas are shrunk while decoding: memory for nothing."""
 
 _SOURCES = (
     "video",
@@ -171,7 +171,8 @@ class InputReader:
             raise InputError(param, str(error)) from None
 
     def _decode_picture(self, job: ClaimedJob, path: Path) -> Clip:
-        return Clip(decode_image(path)[None], job.input["fps"])
+        most = SOURCE_PIXELS * job.input["width"] * job.input["height"]
+        return Clip(decode_image(path, max_pixels=most)[None], job.input["fps"])
 
     def _decode_timed(self, job: ClaimedJob, path: Path, choose: Choice) -> tuple[Clip, Timeline]:
         """The frames that are shown, at the rate of the result; and when the source's are."""

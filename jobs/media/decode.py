@@ -1,8 +1,8 @@
 """Accepted pictures and clips as arrays, for workers.
 
-What comes out has the size that `MediaInfo` told when the file was accepted, upright and without
-alpha. Of a clip the times of its frames are read first; whoever asks chooses by them, and only
-what was chosen is turned into pixels.
+What comes out has the size that `MediaInfo` told when the file was accepted, or fewer pixels where
+that many are of no use; it is upright and without alpha. Of a clip the times of its frames are read
+first; whoever asks chooses by them, and only what was chosen is turned into pixels.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice, repeat
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,13 +29,20 @@ ROUNDING = 1e-6
 """Seconds by which equal times may differ."""
 
 
-def decode_image(path: Path) -> Pixels:
-    """The picture, uint8 [height, width, 3]. Raises `MediaError` for a clip or a broken file."""
+def decode_image(path: Path, *, max_pixels: int | None = None) -> Pixels:
+    """The picture, uint8 [height, width, 3].
+
+    One of more than `max_pixels` is shrunk, aspect ratio kept, before anything else is made of it;
+    a JPEG already while it is decoded. Raises `MediaError` for a clip or a broken file.
+    """
     format_, _ = sniff(path)
     if format_ in ("mov", "matroska"):
         raise MediaError("is a clip; a picture is needed")
     with pictures.open_picture(path, format_) as image:
-        return cast("Pixels", next(pictures.frames(image))[1])
+        size = pictures.shrunk_size(*image.size, max_pixels)
+        pictures.skip_detail(image, size)
+        next(pictures.durations(image))
+        return pictures.pixels(image, size)
 
 
 def decode_video(
@@ -122,11 +129,12 @@ def _picture_pixels(
     waiting = deque(moments)
     now = 0.0
     with pictures.open_picture(path, format_) as image:
+        size = pictures.shrunk_size(*image.size, max_pixels)
         for seconds in pictures.durations(image):
             if not waiting:
                 return
             if waiting[0] < now + seconds - ROUNDING:
-                pixels = pictures.pixels(image, max_pixels)
+                pixels = pictures.pixels(image, size)
                 while waiting and waiting[0] < now + seconds - ROUNDING:
                     waiting.popleft()
                     yield pixels

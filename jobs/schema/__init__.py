@@ -18,7 +18,7 @@ from jobs.errors import InvalidInput
 from jobs.media.info import MediaInfo
 from jobs.schema import fake, image, video, video_rules
 from jobs.schema.references import FileReference, references_in
-from jobs.schema.refusals import MAX_ERRORS, field_error
+from jobs.schema.refusals import field_errors
 from jobs.schema.seeds import resolve_seed
 
 __all__ = [
@@ -88,5 +88,5 @@ def _validated(spec: ModelSpec, raw: Mapping[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         details = error.errors(include_url=False, include_context=False)
         known = tuple(input_model(spec).model_fields)
-        refused = [field_error(spec, known, detail) for detail in details[:MAX_ERRORS]]
+        refused = field_errors(spec, known, details)
         raise InvalidInput(refused[0].param, refused[0].message, refused) from None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 
 from pydantic_core import ErrorDetails
 
@@ -18,27 +19,58 @@ SHOWN_CHARS = 40
 MAX_ERRORS = 32
 """Refused fields listed in one error."""
 
-_NESTED = ("outpaint", "reference_images")
-"""Fields whose parts are named one by one."""
+_NESTED = ("outpaint", "reference_images", "layout", "conditioning_scale")
+"""Fields whose parts are named one by one, by their whole path."""
 
+_PLACE = "[left, top, right, bottom] in fractions from 0 to 1"
+_BOX_PARTS = f"{{start, end}}, each {_PLACE}"
+_BOX = f"a box {_BOX_PARTS}"
 _FILE = "the id of an uploaded file (`file_...`) or a data URL"
 
 
-def field_error(spec: ModelSpec, known: Sequence[str], detail: ErrorDetails) -> FieldError:
-    """One of pydantic's errors; `known` are the fields that the spec's input has."""
-    path = [str(part)[:64] for part in detail["loc"]]
+def field_errors(
+    spec: ModelSpec, known: Sequence[str], details: Sequence[ErrorDetails]
+) -> list[FieldError]:
+    """Pydantic's errors, each once and `MAX_ERRORS` at most; `known` are the input's fields."""
+    return list(islice(_once(spec, known, details), MAX_ERRORS))
+
+
+def _once(
+    spec: ModelSpec, known: Sequence[str], details: Sequence[ErrorDetails]
+) -> Iterator[FieldError]:
+    """Where a field may be one of two things, pydantic says of both that it is not."""
+    seen: set[FieldError] = set()
+    for detail in details:
+        if _is_list_taken_for_a_number(detail):
+            continue
+        error = _field_error(spec, known, detail)
+        if error not in seen:
+            seen.add(error)
+            yield error
+
+
+def _is_list_taken_for_a_number(detail: ErrorDetails) -> bool:
+    """What is wrong with it as a list is said too, and says more."""
+    whole = detail["loc"][:1] == ("conditioning_scale",) and len(detail["loc"]) == 2
+    return whole and detail["type"] == "float_type" and isinstance(detail["input"], list)
+
+
+def _field_error(spec: ModelSpec, known: Sequence[str], detail: ErrorDetails) -> FieldError:
+    path = _path(detail)
     name = path[0] if path else ""
-    nested = name in _NESTED and len(path) > 1
-    param = ".".join(["input", *path[: 2 if nested else 1]])
-    if detail["type"] == "extra_forbidden" and len(path) == 1:
+    nested = len(path) > 1
+    param = ".".join(["input", *path])
+    if detail["type"] == "extra_forbidden" and not nested:
         fields = ", ".join(known)
         return FieldError(param, f"{param} is not a parameter of {spec.id}; it takes {fields}")
-    allowed = _allowed_part(name) if nested else _allowed(spec, name)
+    allowed = _allowed_part(spec, path) if nested else _allowed(spec, name)
     if detail["type"] == "extra_forbidden":
-        return FieldError(param, f"{param} is not known; input.{name} must be {allowed}")
+        owner = ".".join(["input", *path[:-1]])
+        allowed = _allowed_part(spec, path[:-1]) if len(path) > 2 else _allowed(spec, name)
+        return FieldError(param, f"{param} is not known; {owner} must be {allowed}")
     if detail["type"] == "string_unicode":
         return FieldError(param, f"{param} is not valid Unicode; it must be {allowed}")
-    if detail["type"] == "missing" and len(path) == 1:
+    if detail["type"] == "missing":
         return FieldError(param, f"{param} is required: {allowed}")
     if detail["type"] == "value_error":
         reason = detail["msg"].removeprefix("Value error, ")
@@ -63,10 +95,28 @@ def _is_web_address(value: object) -> bool:
     return isinstance(value, str) and value[:8].lower().startswith(("http://", "https://"))
 
 
-def _allowed_part(name: str) -> str:
+def _path(detail: ErrorDetails) -> list[str]:
+    """The field and the part of it that is at fault."""
+    path = [str(part)[:64] for part in detail["loc"]]
+    if not path or path[0] not in _NESTED:
+        return path[:1]
+    if path[0] == "conditioning_scale":
+        # Second is pydantic's name for one of the two things that it may be.
+        del path[1:2]
+    return path
+
+
+def _allowed_part(spec: ModelSpec, path: Sequence[str]) -> str:
     """What a part of a field may hold, in words."""
+    name, *parts = path
     if name == "outpaint":
         return "a number from 0 to 1, for left, right, top or bottom"
+    if name == "conditioning_scale":
+        assert spec.video is not None
+        return _in_range(spec.video.conditioning_scale)
+    if name == "layout":
+        # The box, where it starts or ends, one side of that place.
+        return (_BOX, _PLACE, "a number from 0 to 1")[len(parts) - 1]
     return _FILE
 
 
@@ -112,8 +162,7 @@ def _allowed_in_clips(spec: ModelSpec, name: str) -> str | None:
         "conditioning_scale": f"{scale}, or a list of {limits.num_conditioning_scales} of them",
         "outpaint": "an object with left, right, top and bottom, numbers from 0 to 1, or null",
         "control": f"one of {', '.join(video.CONTROLS)}, or null",
-        "layout": f"a list of 1 to {video.MAX_BOXES} boxes {{start, end}}, each "
-        "[left, top, right, bottom] in fractions from 0 to 1, or null",
+        "layout": f"a list of 1 to {video.MAX_BOXES} boxes {_BOX_PARTS}, or null",
         "reference_images": f"a list of at most {limits.max_reference_images} pictures, each "
         f"{_FILE}",
         "frame_policy": f"one of {', '.join(video.FRAME_POLICIES)}",

@@ -28,7 +28,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 def _not_inside_out(box: list[float]) -> list[float]:
     left, top, right, bottom = box
     if not (left < right and top < bottom):
-        raise ValueError("has a box without an inside")
+        raise ValueError("is a box without an inside")
     return box
 
 

@@ -28,9 +28,6 @@ _FPS_DIGITS = 3
 _ROUNDING = 1e-6
 """Seconds by which equal times may differ."""
 
-LEAST_MADE = 4
-"""Frames after a first clip that is cut: those of one latent."""
-
 
 def resolve(
     spec: ModelSpec, fields: Mapping[str, Any], files: Mapping[str, MediaInfo]
@@ -48,7 +45,7 @@ def resolve(
     width, height = _size(spec, resolved, infos)
     resolved["width"], resolved["height"] = width, height
     resolved["num_frames"], resolved["fps"] = _length(spec.video, resolved, infos)
-    _refuse([*_too_many_pixels(spec.video, resolved), *_nothing_to_make(resolved, infos)])
+    _refuse([*_too_many_pixels(spec.video, resolved), *_nothing_to_make(resolved)])
     return resolved
 
 
@@ -217,20 +214,13 @@ def _too_many_pixels(limits: VideoLimits, fields: Mapping[str, Any]) -> Iterator
         )
 
 
-def _nothing_to_make(
-    fields: Mapping[str, Any], infos: Mapping[str, MediaInfo]
-) -> Iterator[FieldError]:
-    """A first clip is cut where it is too long, a last one is not."""
+def _nothing_to_make(fields: Mapping[str, Any]) -> Iterator[FieldError]:
+    """Ends that are too long are cut (`models.wan.canvas`), but each keeps a frame."""
+    given = [name for names in _ENDS for name in names if fields[name] is not None]
     length = fields["num_frames"]
-    first, last = (next((name for name in names if name in infos), None) for names in _ENDS)
-    kept = _frames_shown(infos[last], length, fields["fps"]) if last is not None else 0
-    if first is not None:
-        room = max(1, length - kept - LEAST_MADE)
-        kept += min(_frames_shown(infos[first], length, fields["fps"]), room)
-    name = last or first
-    if name is not None and kept >= length:
+    if given and length <= len(given):
         yield FieldError(
-            f"input.{name}",
-            f"input.{name} leaves nothing to make: {kept} of {length} frames would be kept; "
-            "ask for more frames or give a shorter clip",
+            f"input.{given[-1]}",
+            f"input.{given[-1]} leaves nothing to make: {len(given)} of {length} frames would be "
+            "kept; ask for more frames",
         )

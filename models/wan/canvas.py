@@ -82,13 +82,16 @@ def _place_source(request: VideoRequest, clip: Clip, video: Tensor, mask: Tensor
 def _place_ends(request: VideoRequest, video: Tensor, mask: Tensor) -> None:
     """The clips that are kept as beginning and end, each next to what is made.
 
-    A beginning that is too long is cut at its own beginning, so that one latent is left to make.
+    Where they are too long, one latent is left to make: a beginning is cut at its own beginning, an
+    end at its own end, and of two each has a right to half of the room.
     """
     length, size = request.num_frames, (request.height, request.width)
     before, after = request.first_clip, request.last_clip
-    last = played(Steady.of(after), length, request.fps) if after is not None else []
-    room = max(1, length - len(last) - FRAMES_PER_LATENT)
+    room = max(1, length - FRAMES_PER_LATENT)
     first = ending(Steady.of(before), room, request.fps) if before is not None else []
+    last = played(Steady.of(after), room, request.fps) if after is not None else []
+    last = last[: max(room - len(first), (room + 1) // 2)]
+    first = first[-max(1, room - len(last)) :]
     kept = len(first) + len(last)
     if kept >= length:
         name = "last_clip" if last else "first_clip"

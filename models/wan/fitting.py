@@ -1,8 +1,8 @@
 """Frames of any size resized to a canvas.
 
 Pixels as files hold them come in, uint8 [T, h, w, 3]; float32 [3, T, height, width] in [-1, 1] goes
-out. Frames are resized one by one and long strips are cut first, so that the memory taken follows
-the size of the canvas, whatever a client has sent.
+out. Frames are turned into numbers and resized one by one, of long strips only the part that is
+shown, so that the memory taken follows the size of the canvas and of one frame.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def fill(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
     centre: [3, T, height, width] in [-1, 1]."""
     filled = torch.empty(3, len(frames), *size)
     for index, frame in enumerate(frames):
-        filled[:, index] = _cover(_float(frame), frame.shape[:2], size, "bicubic")
+        part, outer = _shown_part(frame, frame.shape[:2], size)
+        filled[:, index] = _cover(_float(part), outer, size, "bicubic")
     return filled.clamp_(0, 1).mul_(2).sub_(1)
 
 
@@ -41,8 +42,9 @@ def fill_mask(
     weights = torch.tensor(LUMA).view(3, 1, 1)
     filled = torch.empty(1, len(shown), *size)
     for frame in dict.fromkeys(shown):
-        white = (_float(mask[frame]) * weights).sum(0, keepdim=True)
-        made = _cover(white, proportions, size, "bilinear") > 0.5
+        part, outer = _shown_part(mask[frame], proportions, size)
+        white = (_float(part) * weights).sum(0, keepdim=True)
+        made = _cover(white, outer, size, "bilinear") > 0.5
         places = [place for place, index in enumerate(shown) if index == frame]
         filled[:, places] = made.float()[:, None]
     return filled
@@ -64,18 +66,27 @@ def fit_inside(picture: np.ndarray, size: tuple[int, int]) -> Tensor:
     return canvas
 
 
-def _cover(frame: Tensor, proportions: Sequence[int], size: tuple[int, int], mode: str) -> Tensor:
-    """A frame [C, h, w], taken to have the given `proportions`, made to cover `size` and cut."""
+def _shown_part(
+    frame: np.ndarray, proportions: Sequence[int], size: tuple[int, int]
+) -> tuple[np.ndarray, tuple[int, int]]:
+    """What a frame [h, w, 3] of the given `proportions` shows on a canvas of `size`, somewhat more
+    than that, and the size that it has to be resized to so as to cover it."""
     scale = max(size[0] / proportions[0], size[1] / proportions[1])
     outer = [max(side, round(own * scale)) for side, own in zip(size, proportions, strict=True)]
     for axis, side in enumerate(size):
         # Resized whole, a strip of one pixel by many thousands would take any amount of memory.
         if outer[axis] > (most := _SIDES_RESIZED * side):
-            whole = frame.shape[1 + axis]
+            whole = frame.shape[axis]
             kept = max(1, round(whole * most / outer[axis]))
-            frame = frame.narrow(1 + axis, (whole - kept) // 2, kept)
+            start = (whole - kept) // 2
+            frame = frame[start : start + kept] if axis == 0 else frame[:, start : start + kept]
             outer[axis] = most
-    frame = _resize(frame, (outer[0], outer[1]), mode)
+    return frame, (outer[0], outer[1])
+
+
+def _cover(frame: Tensor, outer: tuple[int, int], size: tuple[int, int], mode: str) -> Tensor:
+    """A frame [C, h, w] resized to `outer` and cut to `size` about its centre."""
+    frame = _resize(frame, outer, mode)
     top, left = (outer[0] - size[0]) // 2, (outer[1] - size[1]) // 2
     return frame[:, top : top + size[0], left : left + size[1]]
 
@@ -89,4 +100,6 @@ def _resize(frame: Tensor, size: tuple[int, int], mode: str) -> Tensor:
 
 def _float(frame: np.ndarray) -> Tensor:
     """uint8 [h, w, 3] to float32 [3, h, w] in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1).float().div(255)
+    # Pictures come in memory that cannot be written to, which torch warns of.
+    pixels = torch.from_numpy(np.require(frame, requirements=("C", "W")))
+    return pixels.permute(2, 0, 1).float().div_(255)

@@ -162,11 +162,21 @@ def test_without_media_options_nothing_of_clips_is_sent(tmp_path):
     assert body["input"] == {"prompt": "p", "output_format": "mp4"}
 
 
-def test_a_file_that_cannot_be_read_is_refused_by_its_option_before_anything_is_sent(tmp_path):
+@pytest.mark.parametrize(
+    ("option", "named"),
+    [
+        ("--mask", "--mask"),
+        ("--image", "--image/--first-frame"),
+        ("--first-frame", "--image/--first-frame"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_refused_by_its_option_before_anything_is_sent(
+    tmp_path, option, named
+):
     with scripted_server(Script()) as server:
-        error = invoke(server, "run", "clips", "p", "--mask", tmp_path / "missing.png")
+        error = invoke(server, "run", "clips", "p", option, tmp_path / "missing.png")
     assert error.exit_code == 2
-    assert str(error).startswith("--mask: cannot read ")
+    assert str(error).startswith(f"{named}: cannot read ")
     assert "missing.png" in str(error)
     assert server.requests == []
 
@@ -205,7 +215,8 @@ def test_fields_map_to_options_that_exist():
         "outpaint", "layout", "num_images", "output_format", "guidance_scale", "negative_prompt",
     )  # fmt: skip
     for field in fields:
-        assert re.search(rf"{option_of(f'input.{field}')}\b", help_text), field
+        for option in option_of(f"input.{field}").split("/"):
+            assert re.search(rf"{option}\b", help_text), field
 
 
 @pytest.mark.parametrize("text", ["", "1", "1,2,3", "1,2,3,4,5", "a,b,c,d"])

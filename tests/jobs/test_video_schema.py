@@ -18,6 +18,7 @@ def file_id(number: int) -> str:
     return f"file_{number:032x}"
 
 
+BOX = {"start": [0, 0, 1, 1]}
 PICTURE, CLIP, WIDE, SHORT, FAST, OTHER = (file_id(n) for n in range(6))
 
 
@@ -119,8 +120,10 @@ TASKS: dict[str, dict[str, Any]] = {
     "extension": {"first_clip": SHORT},
     "extension of a long clip": {"first_clip": CLIP},
     "lead-up": {"last_clip": SHORT},
+    "lead-up to a long clip": {"last_clip": CLIP},
     "between": {"first_clip": SHORT, "last_frame": PICTURE},
     "between clips": {"first_clip": CLIP, "last_clip": SHORT, "num_frames": 5},
+    "between long clips": {"first_clip": CLIP, "last_clip": CLIP, "num_frames": 5},
     "inpainting with references": {
         "video": CLIP,
         "mask": PICTURE,
@@ -186,13 +189,13 @@ def test_every_task_resolves_to_an_input_that_can_be_submitted_again(task: str) 
         ({"first_frame": OTHER}, "first_frame", "there is no file"),
         ({"first_frame": "first.png"}, "first_frame", "the id of an uploaded file"),
         ({"first_frame": "https://x.org/a.png"}, "first_frame", "not supported yet: upload"),
-        ({"last_clip": CLIP}, "last_clip", "17 of 17 frames would be kept"),
+        ({"last_clip": CLIP, "num_frames": 1}, "last_clip", "1 of 1 frames"),
         ({"first_frame": PICTURE, "num_frames": 1}, "first_frame", "1 of 1 frames"),
         ({"first_clip": SHORT, "num_frames": 1}, "first_clip", "1 of 1 frames"),
         (
-            {"first_clip": SHORT, "last_clip": CLIP, "num_frames": 5},
+            {"first_frame": PICTURE, "last_clip": SHORT, "num_frames": 1},
             "last_clip",
-            "6 of 5 frames",
+            "2 of 1 frames",
         ),
         ({"width": 100}, "width", "in steps of 16, or null"),
         ({"num_frames": 34}, "num_frames", "from 1 to 33, or null"),
@@ -202,13 +205,19 @@ def test_every_task_resolves_to_an_input_that_can_be_submitted_again(task: str) 
         ({"conditioning_scale": 3}, "conditioning_scale", "from 0 to 2, or a list of 3"),
         ({"conditioning_scale": [1, 1]}, "conditioning_scale", "a list of 3"),
         ({"conditioning_scale": "1"}, "conditioning_scale", "a list of 3"),
+        ({"conditioning_scale": [1, 1, 3]}, "conditioning_scale.2", "from 0 to 2; got 3"),
+        ({"conditioning_scale": [1, [], 1]}, "conditioning_scale.1", "got an array"),
         ({"outpaint": {"left": 2}}, "outpaint.left", "from 0 to 1"),
-        ({"outpaint": {"up": 1}}, "outpaint.up", "is not known"),
+        ({"outpaint": {"up": 1}}, "outpaint.up", "is not known; input.outpaint must be an object"),
         ({"outpaint": 1}, "outpaint", "an object with left, right, top and bottom"),
         ({"layout": []}, "layout", "a list of 1 to 16 boxes"),
-        ({"layout": [{"start": [0, 0, 1]}]}, "layout", "[left, top, right, bottom]"),
-        ({"layout": [{"end": [0, 0, 1, 1]}]}, "layout", "a list of 1 to 16 boxes"),
-        ({"layout": [{"start": [0.5, 0, 0.5, 1]}]}, "layout", "without an inside"),
+        ({"layout": {}}, "layout", "a list of 1 to 16 boxes"),
+        ({"layout": [BOX, 3]}, "layout.1", "a box {start, end}"),
+        ({"layout": [BOX, {"start": [0, 0, 1]}]}, "layout.1.start", "[left, top, right, bottom]"),
+        ({"layout": [{"end": [0, 0, 1, 1]}]}, "layout.0.start", "is required"),
+        ({"layout": [{"start": [0.5, 0, 0.5, 1]}]}, "layout.0.start", "without an inside"),
+        ({"layout": [BOX | {"end": [0, 0, 2, 1]}]}, "layout.0.end.2", "from 0 to 1; got 2"),
+        ({"layout": [BOX | {"middle": 1}]}, "layout.0.middle", "input.layout.0 must be a box"),
         ({"control": "depth"}, "control", "one of given, grey, layout"),
         ({"frame_policy": "loop"}, "frame_policy", "one of trim, resample"),
         ({"output_format": "png"}, "output_format", "one of mp4, webm, webp"),
@@ -224,6 +233,29 @@ def test_a_refusal_names_the_field_and_the_rule(
     assert refused.param == f"input.{param}"
     assert words in refused.message
     assert f"input.{param.partition('.')[0]}" in refused.message
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"conditioning_scale": 3},
+        {"conditioning_scale": "1"},
+        {"conditioning_scale": [1, 1]},
+        {"conditioning_scale": [1, 1, 3]},
+        {"layout": [{"start": [0, 0, 1, 2]}]},
+    ],
+)
+def test_one_mistake_is_told_once(fields: dict[str, Any]) -> None:
+    assert len(refusal(**fields).errors) == 1
+
+
+def test_every_bad_side_of_every_box_is_listed() -> None:
+    layout = [{"start": [0, 0, 2, 2]}, {"start": [0, 0, 1, 1], "end": [-1, 0, 1, 1]}]
+    assert [error.param for error in refusal(layout=layout).errors] == [
+        "input.layout.0.start.2",
+        "input.layout.0.start.3",
+        "input.layout.1.end.0",
+    ]
 
 
 def test_all_broken_rules_are_listed() -> None:

@@ -174,7 +174,7 @@ def test_files_that_came_with_a_refused_input_are_not_kept(video_api: Api, tmp_p
         ("input.control_video", {"control_video": url}),
         ("input.first_frame", {"first_frame": source}),
         ("input.reference_images", {"reference_images": [url] * 3}),
-        ("input.last_clip", {"last_clip": source, "num_frames": 5}),
+        ("input.last_clip", {"last_clip": source, "num_frames": 1}),
         ("input.last_clip", {"last_clip": data_url(sound(tmp_path / "b.mp4"))}),
     ]
     for param, fields in wrong:

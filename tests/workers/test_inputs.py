@@ -44,11 +44,16 @@ def flat(colour: tuple[int, int, int], num_frames: int = 1, side: int = 32) -> N
 
 
 def put_picture(
-    store: FileBlobStore, job: ClaimedJob, field: str, colour: Any, index: int | None = None
+    store: FileBlobStore,
+    job: ClaimedJob,
+    field: str,
+    colour: Any,
+    index: int | None = None,
+    side: int = 32,
 ) -> None:
     path = store.path(input_key(job.id, field, index))
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(flat(colour)[0]).save(path, "PNG")
+    Image.fromarray(flat(colour, side=side)[0]).save(path, "PNG")
 
 
 def put_video(store: FileBlobStore, job: ClaimedJob, field: str, clip: Clip) -> None:
@@ -291,6 +296,24 @@ def test_a_source_far_larger_than_the_canvas_is_shrunk_while_it_is_decoded(
     assert video is not None
     height, width = video.frames.shape[1:3]
     assert 32 * 32 < height * width <= SOURCE_PIXELS * 32 * 32
+
+
+def test_no_picture_far_larger_than_the_canvas_reaches_the_pipeline(store: FileBlobStore) -> None:
+    fields = {"video": "v", "mask": "m", "reference_images": ["r"]}
+    ends = {"first_frame": "f", "last_frame": "l"}
+    edited, joined = (claimed_clip(width=32, height=32, **given) for given in (fields, ends))
+    put_video(store, edited, "video", Clip(flat((90, 90, 90), 2), 16.0))
+    for job, field, index in (
+        (edited, "mask", None),
+        (edited, "reference_images", 0),
+        (joined, "first_frame", None),
+        (joined, "last_frame", None),
+    ):
+        put_picture(store, job, field, (200, 0, 0), index, side=256)
+    asked, also = read(store, edited), read(store, joined)
+    for clip in (asked.mask, *asked.reference_images, also.first_clip, also.last_clip):
+        assert clip is not None
+        np.testing.assert_array_equal(clip.frames, flat((200, 0, 0), side=64))
 
 
 def test_of_a_source_without_end_only_so_many_frames_are_seen(store: FileBlobStore) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.media import videos
+from jobs.media import pictures, videos
 from jobs.media.decode import decode_image, decode_video
 from jobs.media.info import MediaError, MediaLimits
 from jobs.media.probe import probe
@@ -139,6 +139,65 @@ def test_large_frames_are_shrunk_in_proportion(tmp_path: Path) -> None:
     path = stored(tmp_path, animation())
     frames, _ = decode_video(path, every, max_frames=9, max_pixels=small)
     assert frames.shape == (5, HEIGHT // 2, WIDTH // 2, 3)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1", "RGBA", "LA", "I;16"])
+def test_a_large_picture_of_any_pixel_format_is_shrunk_to_what_it_shows(
+    tmp_path: Path, mode: str
+) -> None:
+    levels = np.add.outer(np.arange(384), np.arange(512)) / 895 * 255
+    image = Image.fromarray(levels.astype(np.uint8))
+    if mode == "I;16":
+        image = Image.fromarray((levels * 257).astype(np.uint16))
+    else:
+        image = image.convert(mode)
+    if image.mode in ("RGBA", "LA"):
+        image.putalpha(Image.fromarray(levels.astype(np.uint8)[::-1]))
+    path = tmp_path / "a.png"
+    image.save(path)
+    whole, small = decode_image(path), decode_image(path, max_pixels=32 * 24)
+    assert small.shape == (24, 32, 3)
+    blocks = whole.reshape(24, 16, 32, 16, 3).mean((1, 3))
+    # Two levels, or the few of a palette, only show the greys between them on the average.
+    assert np.abs(small - blocks)[1:-1, 1:-1].max() <= (24 if mode in ("1", "P") else 3)
+
+
+def test_one_transparent_colour_stays_apart_when_a_picture_is_shrunk(tmp_path: Path) -> None:
+    image = Image.new("RGB", (64, 64), (0, 0, 0))
+    image.paste((40, 170, 70), (0, 0, 32, 64))
+    image.save(tmp_path / "a.png", transparency=(0, 0, 0))
+    pixels = decode_image(tmp_path / "a.png", max_pixels=8 * 8)
+    assert pixels.shape == (8, 8, 3)
+    assert (pixels[:, 6:] == 255).all()
+    assert (np.abs(pixels[:, :2].astype(int) - (40, 170, 70)) <= 1).all()
+
+
+def test_a_large_jpeg_is_decoded_no_larger_than_needed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded = []
+    pixels = pictures.pixels
+
+    def noted(image: Image.Image, *arguments: Any) -> Any:
+        decoded.append(image.size)
+        return pixels(image, *arguments)
+
+    monkeypatch.setattr(pictures, "pixels", noted)
+    path = stored(tmp_path, picture("JPEG", size=(1024, 768)))
+    found = decode_image(path, max_pixels=32 * 24)
+    assert decoded == [(128, 96)]
+    assert found.shape == (24, 32, 3)
+    assert white_corner(found) == ["upper left"]
+
+
+@pytest.mark.parametrize(("orientation", "corner"), [(6, "upper right"), (8, "lower left")])
+def test_a_large_turned_picture_is_shrunk_and_set_upright(
+    tmp_path: Path, orientation: int, corner: str
+) -> None:
+    path = stored(tmp_path, turned_picture(orientation))
+    pixels = decode_image(path, max_pixels=WIDTH * HEIGHT // 4)
+    assert pixels.shape == (WIDTH // 2, HEIGHT // 2, 3)
+    assert white_corner(pixels) == [corner]
 
 
 def test_an_animated_picture_is_a_clip_of_its_frames(tmp_path: Path) -> None:

@@ -151,21 +151,36 @@ def test_a_clip_longer_than_the_result_is_continued_from_its_end():
     assert not canvas.video[:, 5:].any()
 
 
-def test_between_two_clips_the_first_one_yields_to_what_is_made():
-    before, after = clip(count=7), clip(count=3, seed=1)
+def test_a_clip_longer_than_the_result_is_led_up_to_at_its_beginning():
+    source = clip(count=9)
+    canvas = paint(request(last_clip=source))
+    assert canvas.mask[0].amax((1, 2)).tolist() == [1] * 4 + [0] * 5
+    torch.testing.assert_close(canvas.video[:, 4:], in_model_range(source.frames[:5]))
+    assert not canvas.video[:, :4].any()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "kept"),
+    [((7, 3), (2, 3)), ((7, 8), (2, 3)), ((1, 9), (1, 4)), ((9, 1), (4, 1)), ((2, 2), (2, 2))],
+)
+def test_two_clips_share_what_is_kept_and_leave_one_latent_to_make(lengths, kept):
+    before, after = clip(count=lengths[0]), clip(count=lengths[1], seed=1)
     canvas = paint(request(first_clip=before, last_clip=after))
-    assert canvas.mask[0].amax((1, 2)).tolist() == [0] * 2 + [1] * 4 + [0] * 3
-    torch.testing.assert_close(canvas.video[:, :2], in_model_range(before.frames[-2:]))
-    torch.testing.assert_close(canvas.video[:, 6:], in_model_range(after.frames))
+    first, last = kept
+    made = 9 - first - last
+    assert made >= 4
+    assert canvas.mask[0].amax((1, 2)).tolist() == [0] * first + [1] * made + [0] * last
+    torch.testing.assert_close(canvas.video[:, :first], in_model_range(before.frames[-first:]))
+    torch.testing.assert_close(canvas.video[:, 9 - last :], in_model_range(after.frames[:last]))
 
 
 def test_kept_frames_that_leave_nothing_to_make_are_refused_by_name():
     with pytest.raises(ValueError, match=r"first_clip: 1 of 1 frames would be kept"):
         paint(request(first_clip=clip(), num_frames=1))
-    with pytest.raises(ValueError, match=r"last_clip: 9 of 9 frames would be kept"):
-        paint(request(last_clip=clip()))
-    with pytest.raises(ValueError, match=r"last_clip: 9 of 9 frames would be kept"):
-        paint(request(first_clip=clip(count=5), last_clip=clip(count=8)))
+    with pytest.raises(ValueError, match=r"last_clip: 1 of 1 frames would be kept"):
+        paint(request(last_clip=clip(), num_frames=1))
+    with pytest.raises(ValueError, match=r"last_clip: 2 of 1 frames would be kept"):
+        paint(request(first_clip=clip(), last_clip=clip(), num_frames=1))
 
 
 def test_a_source_plays_at_its_own_speed_unless_it_is_to_be_resampled():
