@@ -115,8 +115,15 @@ def _directory_of_its_own(data_dir: Path) -> Iterator[Path]:
         own = Path(tempfile.mkdtemp(prefix="private-", dir=data_dir))
     except OSError as error:
         raise CommandError(f"cannot use the data directory {data_dir}: {error.strerror}") from None
-    yield own
-    shutil.rmtree(own, ignore_errors=True)
+    failed = False
+    try:
+        yield own
+    except Exception:
+        failed = True
+        raise
+    finally:
+        if not failed:
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def _offers(url: str, models: Sequence[str]) -> bool:
