@@ -2,16 +2,19 @@
 
 In order: the URL that was given, the server that holds the data directory, whatever answers as a
 denoised server at the default address, a private server on a free port with the same data
-directory.
+directory. Where a server holds that directory and the model is a folder or file that it does not
+offer, the private server has a directory of its own.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -62,31 +65,65 @@ def connect(
     ClientError.
     """
     models = (model, *also)
-    if url is not None or instance.find(settings.data_dir.expanduser().absolute()):
+    data_dir = settings.data_dir.expanduser().absolute()
+    if url is not None or instance.find(data_dir):
         with Client(find_url(url, settings)) as client:
-            ids = [_id_at(client, name) for name in models]
-            yield Connection(client, ids[0])
+            offered = [entry.id for entry in client.models().data]
+            ids = {name: _id_of(name, offered) for name in models}
+            lacking = [name for name, id in ids.items() if id is None]
+            for name in lacking:
+                if url is not None or not _is_path(name):
+                    raise CommandError(
+                        f"the server at {client.url} does not offer {name!r}, "
+                        f"but {', '.join(offered)}",
+                        exit_code=2,
+                    )
+            if not lacking:
+                yield Connection(client, ids[model] or model)
+                return
+        report(f"the server at {client.url} does not offer {lacking[0]}")
+        with (
+            _directory_of_its_own(data_dir) as own,
+            _private_server(models, settings, own, report) as connection,
+        ):
+            yield connection
     elif _offers(find_url(None, settings), models):
         with Client(find_url(None, settings)) as client:
             yield Connection(client, model)
     else:
-        with _private_server(models, settings, report) as connection:
+        with _private_server(models, settings, data_dir, report) as connection:
             yield connection
 
 
-def _id_at(client: Client, model: str) -> str:
-    """`model` itself if the server knows it, else the id that its folder or file has there."""
-    offered = [entry.id for entry in client.models().data]
+def _id_of(model: str, offered: Sequence[str]) -> str | None:
+    """`model` itself if it is offered, else the offered id that its folder or file has, or None."""
+    if model in offered:
+        return model
     path = Path(model).expanduser().resolve()
     path_id = (path.name if path.is_dir() else path.stem).lower()
-    if model not in offered and path_id in offered and path.exists():
-        return path_id
-    if model not in offered:
-        raise CommandError(
-            f"the server at {client.url} does not offer {model!r}, but {', '.join(offered)}",
-            exit_code=2,
-        )
-    return model
+    return path_id if path_id in offered and path.exists() else None
+
+
+def _is_path(model: str) -> bool:
+    return Path(model).expanduser().exists()
+
+
+@contextlib.contextmanager
+def _directory_of_its_own(data_dir: Path) -> Iterator[Path]:
+    """A new folder inside `data_dir`, which stays if the command fails: errors name its log."""
+    try:
+        own = Path(tempfile.mkdtemp(prefix="private-", dir=data_dir))
+    except OSError as error:
+        raise CommandError(f"cannot use the data directory {data_dir}: {error.strerror}") from None
+    failed = False
+    try:
+        yield own
+    except Exception:
+        failed = True
+        raise
+    finally:
+        if not failed:
+            shutil.rmtree(own, ignore_errors=True)
 
 
 def _offers(url: str, models: Sequence[str]) -> bool:
@@ -99,9 +136,8 @@ def _offers(url: str, models: Sequence[str]) -> bool:
 
 @contextlib.contextmanager
 def _private_server(
-    models: Sequence[str], settings: Settings, report: Report
+    models: Sequence[str], settings: Settings, data_dir: Path, report: Report
 ) -> Iterator[Connection]:
-    data_dir = settings.data_dir.expanduser().absolute()
     specs = discover_models(settings.model_copy(update={"models": tuple(models)}))
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
@@ -118,6 +154,7 @@ def _private_server(
                 *(part for model in models for part in ("--model", model)),
                 *("--die-with", str(os.getpid())),
             ],
+            env=_environment(data_dir, settings),
             stdin=subprocess.DEVNULL,
             stdout=log_file,
             stderr=subprocess.STDOUT,
@@ -133,6 +170,14 @@ def _private_server(
             yield Connection(client, specs[0].id)
     finally:
         _stop(process)
+
+
+def _environment(data_dir: Path, settings: Settings) -> dict[str, str]:
+    """This process's, but a directory of its own has a queue of its own, which knows no keys."""
+    if data_dir == settings.data_dir.expanduser().absolute():
+        return dict(os.environ)
+    shared = ("DENOISED_REDIS_URL", "DENOISED_REQUIRE_KEYS")
+    return {name: value for name, value in os.environ.items() if name not in shared}
 
 
 def _await_start(process: subprocess.Popen[bytes], data_dir: Path, log_path: Path) -> str:

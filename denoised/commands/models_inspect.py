@@ -79,14 +79,19 @@ def _architecture(found: Architecture) -> list[tuple[str, str]]:
     return [
         (
             "configuration",
-            f"{config.num_layers} blocks of {config.dim} channels in {config.num_heads} heads, "
-            f"{config.ffn_dim} in between, {len(config.vace_layers)} VACE blocks, "
+            f"{_counted(config.num_layers, 'block')} of {config.dim} channels "
+            f"in {_counted(config.num_heads, 'head')}, "
+            f"{config.ffn_dim} in between, {_counted(len(config.vace_layers), 'VACE block')}, "
             f"text of {config.text_dim}",
         ),
         ("missing", _listed([shown(name) for name in found.missing])),
         ("unexpected", _listed([shown(name) for name in found.unexpected])),
         ("other shapes", _listed(shapes)),
     ]
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _listed(items: list[str]) -> str:

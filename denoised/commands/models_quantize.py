@@ -13,12 +13,20 @@ from denoised.sizes import format_size
 
 def quantize(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="A safetensors file, or a folder of them.")
+        Path,
+        typer.Argument(
+            metavar="SRC",
+            help="A safetensors file (of shards, any), a folder of them, or a diffusers folder.",
+        ),
     ],
     destination: Annotated[Path, typer.Argument(metavar="DST", help="The GGUF file to write.")],
     type_name: Annotated[
         str, typer.Option("--type", help="Mixture of number types, e.g. Q4_K_M or Q8_0.")
     ],
+    threads: Annotated[
+        int,
+        typer.Option(min=1, help="Processor threads; more than one pays on idle cores at most."),
+    ] = 1,
     force: Annotated[
         bool, typer.Option("--force", help="Replace DST if it is already there.")
     ] = False,
@@ -35,6 +43,7 @@ def quantize(
     if destination.exists() and not force:
         raise CommandError(f"{destination}: exists already; --force replaces it", exit_code=2)
 
+    import torch
     from rich.console import Console
     from rich.progress import (
         BarColumn,
@@ -46,6 +55,7 @@ def quantize(
 
     from models.wan.gguf_convert import convert_to_gguf
 
+    torch.set_num_threads(threads)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -76,8 +76,9 @@ def run(
 ) -> None:
     """Make a picture or a clip: submit the job, show its progress, save the result.
 
-    Without --url, a server that is already running on this machine is used; if there is none, a
-    private one is started for this command and stopped afterwards.
+    Without --url, a server that is already running on this machine is used; if there is none, or
+    MODEL is a folder or file that it does not offer, a private one is started for this command and
+    stopped afterwards.
     """
     settings = options.load_settings(data_dir=data_dir)
     fields = {

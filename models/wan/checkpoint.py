@@ -10,24 +10,22 @@ pipeline loads from it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models.errors import CheckpointError, UnsupportedCheckpoint
-from models.wan.gguf_identify import Kind, identify, require_wan_vace
+from models.wan.gguf_identify import Kind, require_wan_vace
+from models.wan.shared_files import kinds_in, only_part, only_transformer
 from models.wan.transformer_config import WanVaceConfig, infer_config
 from models.wan.transformer_names import to_original
 from models.weights.gguf.header import open_header
 from models.weights.json_file import read_json_object
 from models.weights.safetensors_header import read_shapes
-from models.weights.shards import first_shards, shard_files
+from models.weights.shards import shard_files
 
 PIPELINE_CLASS = "WanVACEPipeline"
-
-# Brings a map from latents to colours, see `models.latent_preview`, which loads the tensor library.
-_PREVIEW_FILE = "preview.safetensors"
 
 # In a diffusers folder, beside shared files, and in the original release.
 _TOKENIZER_PLACES = ("tokenizer", ".", "google/umt5-xxl")
@@ -117,15 +115,22 @@ class WanVaceCheckpoint:
                 raise UnsupportedCheckpoint(
                     f"{index}: pipeline is {found!r}, supported: {PIPELINE_CLASS!r}"
                 )
-        transformer = _transformer(folder) if source.is_dir() else source
+        kinds = kinds_in(folder)
+        transformer = source
+        if source.is_dir():
+            inner = folder / "transformer"
+            has_config = (inner / "config.json").is_file()
+            transformer = inner if has_config else only_transformer(folder, kinds)
         scheduler = folder / "scheduler" / "scheduler_config.json"
         sampler, shift = _read_scheduler(scheduler) if scheduler.exists() else _official()
         return cls(
             folder=folder,
             transformer=transformer,
             config=_read_config(folder, transformer),
-            autoencoder=_component(folder, "vae", "autoencoder", _is_autoencoder),
-            text_encoder=_component(folder, "text_encoder", "text encoder", _is_text_encoder),
+            autoencoder=only_part(folder, kinds, Kind.AUTOENCODER, "vae", "autoencoder"),
+            text_encoder=only_part(
+                folder, kinds, Kind.TEXT_ENCODER, "text_encoder", "text encoder"
+            ),
             tokenizer=_tokenizer(folder),
             sampler=sampler,
             shift=shift,
@@ -146,37 +151,6 @@ class WanVaceCheckpoint:
         return any(path.suffix in (".gguf", ".safetensors") for path in folder.iterdir())
 
 
-def _transformer(folder: Path) -> Path:
-    if (folder / "transformer" / "config.json").is_file():
-        return folder / "transformer"
-    files = [
-        path
-        for path in first_shards(folder.iterdir())
-        if path.suffix in (".gguf", ".safetensors")
-        and path.name != _PREVIEW_FILE
-        and not _is_text_encoder(path)
-        and not _is_autoencoder(path)
-    ]
-    if len(files) != 1:
-        there = ", ".join(path.name for path in files) or "none"
-        raise CheckpointError(
-            f"{folder}: expected transformer/config.json or one transformer file, found: {there}"
-        )
-    return files[0]
-
-
-def _component(folder: Path, name: str, what: str, is_it: Callable[[Path], bool]) -> Path:
-    if (folder / name).is_dir():
-        return folder / name
-    found = [path for path in first_shards(folder.iterdir()) if path.is_file() and is_it(path)]
-    if len(found) != 1:
-        there = ", ".join(path.name for path in found) or "none"
-        raise CheckpointError(
-            f"{folder}: expected a folder {name!r} or one {what} file, found: {there}"
-        )
-    return found[0]
-
-
 def _tokenizer(folder: Path) -> Path:
     candidates = tuple(folder / place / "tokenizer.json" for place in _TOKENIZER_PLACES)
     for path in candidates:
@@ -184,23 +158,6 @@ def _tokenizer(folder: Path) -> Path:
             return path
     places = ", ".join(str(path.relative_to(folder)) for path in candidates)
     raise CheckpointError(f"{folder}: expected one of {places}, found: none")
-
-
-def _is_text_encoder(path: Path) -> bool:
-    if path.suffix == ".gguf":
-        try:
-            return identify(open_header(path)).kind is Kind.TEXT_ENCODER
-        except CheckpointError:
-            # Only who wants this very file should hear what is wrong with it.
-            pass
-    name = path.name.lower()
-    known = path.suffix in (".gguf", ".safetensors", ".pth")
-    return known and ("t5" in name or "text_encoder" in name)
-
-
-def _is_autoencoder(path: Path) -> bool:
-    name = path.name.lower().replace("vace", "")
-    return path.suffix in (".safetensors", ".pth") and "vae" in name
 
 
 def _read_config(folder: Path, transformer: Path) -> WanVaceConfig:

@@ -16,7 +16,13 @@ from torch import Tensor
 
 from models.errors import CheckpointError
 from models.wan.gguf_recipe import tensor_type
-from models.wan.transformer_config import WanVaceConfig, expected_shapes, infer_config
+from models.wan.shared_files import kinds_in, only_transformer
+from models.wan.transformer_config import (
+    WanVaceConfig,
+    expected_shapes,
+    infer_config,
+    unfolded,
+)
 from models.wan.transformer_names import to_original
 from models.wan.transformer_tensors import StoredTensor, stored_tensors
 from models.weights.gguf.file_type import FileType
@@ -24,6 +30,7 @@ from models.weights.gguf.format import QuantType
 from models.weights.gguf.quantize import QuantizationError, quantize
 from models.weights.gguf.writer import PlannedTensor, write_gguf
 from models.weights.json_file import read_json_object
+from models.weights.safetensors_folder import offers_weights
 
 ARCHITECTURE = "wan"
 _CPU = torch.device("cpu")
@@ -47,8 +54,9 @@ def convert_to_gguf(
 ) -> Conversion:
     """Write the transformer at `source` to `destination`, quantised by the recipe of `file_type`.
 
-    `source` is a safetensors file, a folder of them (shards too), or a diffusers folder whose
-    `transformer` is taken; names may be original, prefixed or those of diffusers. A `config.json`
+    `source` is a safetensors file, a folder of them (shards too, with or without an index; other
+    parts of the model may lie beside them), or a diffusers folder whose `transformer` is taken;
+    names may be original, prefixed or those of diffusers. A `config.json`
     beside the weights is followed, otherwise the shapes tell the configuration. `progress` gets
     elements done and in all. Raises CheckpointError, one line naming file and tensor, when the
     source is no whole Wan-VACE transformer, a value cannot be stored, or the file not be written.
@@ -68,7 +76,8 @@ def convert_to_gguf(
         for planned in plan:
             stored = tensors[planned.name]
             try:
-                yield quantize(stored.dense(_dtype(stored), _CPU), planned.type)
+                numbers = stored.dense(stored.plain_dtype or torch.float32, _CPU)
+                yield quantize(numbers.reshape(planned.shape), planned.type)
             except QuantizationError as error:
                 raise CheckpointError(f"{weights}: tensor {stored.name!r}: {error}") from error
             done += planned.elements
@@ -76,9 +85,7 @@ def convert_to_gguf(
 
     write_gguf(destination, plan, blocks(), architecture=ARCHITECTURE, file_type=file_type)
     return Conversion(
-        source_bytes=sum(
-            tensor.elements * _dtype(tensors[tensor.name]).itemsize for tensor in plan
-        ),
+        source_bytes=sum(tensor.nbytes for tensor in tensors.values()),
         file_bytes=destination.stat().st_size,
         types=dict(Counter(tensor.type for tensor in plan).most_common()),
     )
@@ -90,7 +97,10 @@ def _weights(source: Path) -> Path:
         raise CheckpointError(f"{source}: is a GGUF file, expected safetensors")
     inner = source / "transformer"
     if source.is_dir():
-        return inner if inner.is_dir() else source
+        folder = inner if inner.is_dir() else source
+        if offers_weights(folder):
+            return folder
+        return only_transformer(folder, kinds_in(folder, (".safetensors",)))
     if not source.is_file():
         raise CheckpointError(f"{source}: no such file or folder")
     return source
@@ -125,10 +135,11 @@ def _config(weights: Path, tensors: Mapping[str, StoredTensor]) -> WanVaceConfig
 def _check(
     weights: Path, tensors: Mapping[str, StoredTensor], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
+    found = unfolded({name: tensor.shape for name, tensor in tensors.items()}, expected)
     for name, shape in expected.items():
         if name not in tensors:
             raise CheckpointError(f"{weights}: lacks tensor {name!r} of the architecture")
-        if tensors[name].shape != shape:
+        if found[name] != shape:
             raise CheckpointError(
                 f"{weights}: tensor {tensors[name].name!r} has shape "
                 f"{list(tensors[name].shape)}, expected {list(shape)}"
@@ -138,8 +149,3 @@ def _check(
             raise CheckpointError(
                 f"{weights}: tensor {tensor.name!r} is unknown to the architecture"
             )
-
-
-def _dtype(tensor: StoredTensor) -> torch.dtype:
-    assert tensor.plain_dtype is not None, "safetensors hold plain numbers"
-    return tensor.plain_dtype

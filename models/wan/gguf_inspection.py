@@ -14,7 +14,13 @@ from pathlib import Path
 from config.model_spec import Residency
 from models.errors import CheckpointError
 from models.wan.gguf_identify import Identity, Kind, identify
-from models.wan.transformer_config import WanVaceConfig, expected_shapes, infer_config
+from models.wan.scaled_tensors import is_marker
+from models.wan.transformer_config import (
+    WanVaceConfig,
+    expected_shapes,
+    infer_config,
+    unfolded,
+)
 from models.wan.transformer_names import to_original
 from models.weights.gguf.format import BLOCK, QuantType
 from models.weights.gguf.header import GgufHeader, open_gguf
@@ -91,12 +97,15 @@ def inspect_gguf(path: Path) -> Inspection:
 def _compare(header: GgufHeader) -> Architecture:
     found: dict[str, tuple[int, ...]] = {}
     for tensor in header.tensors:
+        if is_marker(tensor.name):
+            continue
         name = to_original(tensor.name)
         if name in found:
             raise CheckpointError(f"tensor {shown(name)} is stored under two names")
         found[name] = tensor.shape
     config = infer_config(found)
     expected = expected_shapes(config)
+    found = unfolded(found, expected)
     return Architecture(
         config=config,
         missing=tuple(name for name in expected if name not in found),

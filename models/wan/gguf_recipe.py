@@ -3,7 +3,8 @@
 The types people choose ("Q4_K_M") name a mixture, and programs expect the mixture they know from
 the files in circulation. These are the rules of the tool those were made with: what is small or
 touches every token stays plain, and the matrices whose error shows most get more bits. Sizes of
-files made this way agree with the published ones. Reference: tools/lcpp.patch of ComfyUI-GGUF.
+files made this way agree with the published ones. One rule is another, for rows that are no whole
+number of blocks, which no published model has. Reference: tools/lcpp.patch of ComfyUI-GGUF.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from models.weights.gguf.file_type import FileType
 from models.weights.gguf.format import BLOCK, QuantType
 
 _MAIN = {
-    member: QuantType[member.name.removesuffix("_S").removesuffix("_M")] for member in FileType
+    member: QuantType[member.name.removesuffix("_S").removesuffix("_M").removesuffix("_L")]
+    for member in FileType
 }
 # The last matrix of the feed-forward, and the values of attention.
 _FEED_FORWARD = {
     FileType.Q3_K_M: QuantType.Q4_K,
+    FileType.Q3_K_L: QuantType.Q5_K,
     FileType.Q4_K_S: QuantType.Q5_K,
     FileType.Q4_K_M: QuantType.Q6_K,
     FileType.Q5_K_M: QuantType.Q6_K,
@@ -29,6 +32,7 @@ _FEED_FORWARD = {
 _VALUES = {
     FileType.Q2_K: QuantType.Q3_K,
     FileType.Q3_K_M: QuantType.Q4_K,
+    FileType.Q3_K_L: QuantType.Q5_K,
     FileType.Q4_K_M: QuantType.Q6_K,
     FileType.Q5_K_M: QuantType.Q6_K,
 }
@@ -37,7 +41,8 @@ _LEADING_VALUES = {
     FileType.Q3_K_M: (1, QuantType.Q5_K),
     FileType.Q4_K_S: (2, QuantType.Q5_K),
 }
-# What stands in where rows are no whole number of 256-element blocks; ggml's choice.
+# What stands in where rows are no whole number of 256-element blocks, as llama.cpp has it. The tool
+# for image models takes F16, at two to three times the size.
 _FALLBACK = {
     QuantType.Q2_K: QuantType.Q5_0,
     QuantType.Q3_K: QuantType.Q5_0,

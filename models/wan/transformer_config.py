@@ -143,7 +143,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> WanVaceConfig:
             f"found {num_vace_layers} VACE blocks and {num_layers} blocks, "
             "expected one for every so many"
         )
-    patch = _dimensions(shapes, "patch_embedding.weight", 5)
+    patch = _kernel(shapes, "patch_embedding.weight", dim)
     patch_size = (patch[2], patch[3], patch[4])
     _check_patch_size(patch_size)
     head = _dimensions(shapes, "head.head.weight", 2)[0]
@@ -160,7 +160,7 @@ def infer_config(shapes: Mapping[str, tuple[int, ...]]) -> WanVaceConfig:
         vace_layers=tuple(range(0, num_layers, num_layers // num_vace_layers)),
         in_channels=patch[1],
         out_channels=head // places,
-        vace_in_channels=_dimensions(shapes, "vace_patch_embedding.weight", 5)[1],
+        vace_in_channels=_kernel(shapes, "vace_patch_embedding.weight", dim)[1],
         text_dim=_dimensions(shapes, "text_embedding.0.weight", 2)[1],
         freq_dim=_dimensions(shapes, "time_embedding.0.weight", 2)[1],
         patch_size=patch_size,
@@ -206,6 +206,39 @@ def expected_shapes(config: WanVaceConfig) -> dict[str, tuple[int, ...]]:
     shapes["head.modulation"] = (1, 2, dim)
     linear("head.head", dim, math.prod(config.patch_size) * config.out_channels)
     return shapes
+
+
+def unfolded(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """The shapes `found`; the `expected` one instead where a converter has folded that.
+
+    ggml knows four dimensions and drops leading ones: a modulation of [1, 6, D] may be stored as
+    [6, D], the kernel [D, C, 1, 2, 2] of an embedding as [D * C, 1, 2, 2]. Their numbers lie in the
+    same order.
+    """
+    return {
+        name: expected[name]
+        if name in expected and shape in _folded(name, expected[name])
+        else shape
+        for name, shape in found.items()
+    }
+
+
+def _folded(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    if name.endswith(".modulation"):
+        return (shape[1:],)
+    if name.endswith("patch_embedding.weight"):
+        return ((shape[0] * shape[1], *shape[2:]),)
+    return ()
+
+
+def _kernel(shapes: Mapping[str, tuple[int, ...]], name: str, dim: int) -> tuple[int, ...]:
+    """The shape of an embedding's kernel, `dim` rows, as it is when nothing is folded."""
+    shape = shapes.get(name, ())
+    if len(shape) == 4 and min(shape) > 0 and shape[0] % dim == 0:
+        return dim, shape[0] // dim, *shape[1:]
+    return _dimensions(shapes, name, 5)
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]], stem: str) -> int:

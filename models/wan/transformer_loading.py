@@ -19,7 +19,12 @@ from models.errors import CheckpointError
 from models.wan.gguf_identify import require_wan_vace
 from models.wan.tensor_check import check_shapes
 from models.wan.transformer import WanVaceTransformer
-from models.wan.transformer_config import WanVaceConfig, expected_shapes, infer_config
+from models.wan.transformer_config import (
+    WanVaceConfig,
+    expected_shapes,
+    infer_config,
+    unfolded,
+)
 from models.wan.transformer_names import to_original
 from models.wan.transformer_tensors import StoredTensor, gguf_tensors, stored_tensors
 from models.weights.gguf.file import GgufFile
@@ -77,7 +82,8 @@ def _assemble(
     try:
         shapes = {name: tensor.shape for name, tensor in tensors.items()}
         config = config or infer_config(shapes)
-        check_shapes(shapes, expected_shapes(config))
+        expected = expected_shapes(config)
+        check_shapes(unfolded(shapes, expected), expected)
     except CheckpointError as error:
         raise type(error)(f"{path}: {error}") from error
 
@@ -94,7 +100,8 @@ def _assemble(
         for leaf, _ in list(module.named_parameters(recurse=False)):
             name = f"{module_name}.{leaf}" if module_name else leaf
             tensor = tensors[name].dense(_resting_dtype(name, tensors[name], dtype), device)
-            setattr(module, leaf, nn.Parameter(tensor, requires_grad=False))
+            whole = tensor.reshape(expected[name])
+            setattr(module, leaf, nn.Parameter(whole, requires_grad=False))
     transformer.eval()
     return transformer
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.errors import CheckpointError
+from models.wan.scaled_tensors import is_marker, with_scales
 from models.weights.gguf.dequantize import dequantize
 from models.weights.gguf.file import GgufFile
 from models.weights.gguf.format import BLOCK
@@ -26,11 +27,15 @@ from models.weights.shards import shard_files
 
 
 class StoredTensor(ABC):
-    """One tensor of a file. `plain_dtype` is None where its numbers are quantised."""
+    """One tensor of a file, where it takes `nbytes`.
+
+    `plain_dtype` is None where its numbers are quantised, or are to be scaled.
+    """
 
     name: str
     shape: tuple[int, ...]
     plain_dtype: torch.dtype | None
+    nbytes: int
 
     @abstractmethod
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -43,7 +48,7 @@ class StoredTensor(ABC):
 
 class _GgufTensor(StoredTensor):
     def __init__(self, file: GgufFile, info: TensorInfo) -> None:
-        self.name, self.shape = info.name, info.shape
+        self.name, self.shape, self.nbytes = info.name, info.shape, info.nbytes
         self.plain_dtype = PLAIN_DTYPES.get(info.type)
         self._file, self._type = file, info.type
 
@@ -64,35 +69,47 @@ class _GgufTensor(StoredTensor):
 
 
 class _PlainTensor(StoredTensor):
-    def __init__(self, name: str, tensor: Tensor) -> None:
-        self.name, self.shape = name, tuple(tensor.shape)
-        self.plain_dtype = tensor.dtype
-        self._tensor = tensor
+    def __init__(self, name: str, tensor: Tensor, scale: Tensor | None) -> None:
+        self.name, self.shape, self.nbytes = name, tuple(tensor.shape), tensor.nbytes
+        self.plain_dtype = tensor.dtype if scale is None else None
+        self._tensor, self._scale = tensor, scale
 
     def dense(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self._tensor.to(device, dtype)
+        if self._scale is None:
+            return self._tensor.to(device, dtype)
+        return (self._tensor.to(device).float() * self._scale.to(device)).to(dtype)
 
 
 def gguf_tensors(file: GgufFile) -> Iterator[StoredTensor]:
-    """Every tensor of an open file."""
+    """Every tensor of an open file that is a weight."""
     for info in file.tensors.values():
-        yield _GgufTensor(file, info)
+        if not is_marker(info.name):
+            yield _GgufTensor(file, info)
 
 
 def stored_tensors(
     path: Path, variant: str | None, *, ignored: tuple[str, ...] = ()
 ) -> Iterator[StoredTensor]:
-    """Every tensor of a safetensors file and its other shards, of a `.pth` file, or of the
+    """Every weight of a safetensors file and its other shards, of a `.pth` file, or of the
     safetensors files in a folder, whose name does not begin with one of `ignored`.
 
-    Raises CheckpointError naming the file when one is missing, damaged, or holds whole numbers.
+    Weights that have a scale of their own are what the scale makes of them. Raises CheckpointError
+    naming the file when one is missing, damaged, or holds whole numbers, or when a scale is at
+    fault.
     """
-    for file in weight_files(path, variant) if path.is_dir() else shard_files(path):
-        for name, tensor in plain_tensors(file):
-            if name.startswith(ignored):
-                continue
+    files = weight_files(path, variant) if path.is_dir() else shard_files(path)
+    tensors = [
+        (name, tensor)
+        for file in files
+        for name, tensor in plain_tensors(file)
+        if not name.startswith(ignored)
+    ]
+    try:
+        for name, tensor, scale in with_scales(tensors):
             if not tensor.is_floating_point():
                 raise CheckpointError(
-                    f"{file}: tensor {name!r} holds {tensor.dtype}, expected floating-point numbers"
+                    f"tensor {name!r} holds {tensor.dtype}, expected floating-point numbers"
                 )
-            yield _PlainTensor(name, tensor)
+            yield _PlainTensor(name, tensor, scale)
+    except CheckpointError as error:
+        raise type(error)(f"{path}: {error}") from error

@@ -95,7 +95,7 @@ class Umt5Encoder:
         with skeleton():
             model = Umt5(config)
         _fill(model, tensors, device, dtype)
-        return cls(model, _resting(table), dtype=dtype)
+        return cls(model, _resting(table, dtype), dtype=dtype)
 
     @torch.inference_mode()
     def hidden_states(self, token_ids: Sequence[int]) -> Tensor:
@@ -157,7 +157,7 @@ def _fill(
     model.requires_grad_(False).eval()
 
 
-def _resting(table: StoredTensor) -> Tensor | PackedTensor:
+def _resting(table: StoredTensor, dtype: torch.dtype) -> Tensor | PackedTensor:
     if (packed := table.packed(_HOST)) is not None:
         return packed
-    return table.dense(table.plain_dtype or torch.float32, _HOST)
+    return table.dense(table.plain_dtype or dtype, _HOST)

@@ -127,6 +127,11 @@ def weight_files(folder: Path, variant: str | None = None) -> tuple[Path, ...]:
     return _shards(chosen) if chosen.suffix == ".json" else (chosen,)
 
 
+def offers_weights(folder: Path) -> bool:
+    """Whether `weight_files` finds anything in `folder` to choose from."""
+    return bool(_offered_variants(folder))
+
+
 def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     """Name and mapped tensor of everything in one file.
 

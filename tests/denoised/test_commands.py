@@ -84,6 +84,21 @@ def test_a_running_server_is_found_by_its_data_directory(server, tmp_path):
     assert "private server" not in result.stderr
 
 
+def test_a_folder_that_the_running_server_does_not_offer_gets_a_private_one(server, tmp_path):
+    folder = tmp_path / "another"
+    folder.mkdir()
+    (folder / "model_index.json").write_text('{"_class_name": "FakePipeline"}')
+    picture = tmp_path / "a.png"
+    result = denoised(
+        *("run", folder, "p", "--steps", 1, "-o", picture, "--data-dir", server.data_dir),
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.index("does not offer") < result.stderr.index("starting a private server")
+    assert picture.exists()
+    assert server.is_ready()
+    assert not list(server.data_dir.glob("private*"))
+
+
 def test_jobs_are_listed_shown_and_watched(server, client):
     job = client.submit("tiny", {"prompt": "to be looked at", "num_inference_steps": 2})
     watched = denoised("jobs", "watch", job.id, "--url", server.url)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -35,6 +36,7 @@ def test_a_sound_file_is_described(tmp_path: Path) -> None:
     assert found["architecture"] == "'wan'"
     assert found["names"] == "original, behind 'model.diffusion_model.'"
     assert found["configuration"].startswith("4 blocks of 256 channels in 2 heads")
+    assert "2 VACE blocks," in found["configuration"]
     assert found["missing"] == found["unexpected"] == found["other shapes"] == "none"
     assert [part.split()[0] for part in found["memory"].split(", ")] == ["packed", "bf16", "fp8"]
     types = [line.split() for line in text.partition("\n\n")[2].splitlines()]
@@ -75,8 +77,16 @@ def test_another_model_is_described_without_its_escapes(tmp_path: Path) -> None:
     assert "configuration" not in found
 
 
+def test_one_of_a_thing_is_counted_as_one(tmp_path: Path) -> None:
+    one = dataclasses.replace(CONFIG, num_heads=1, vace_layers=(0,))
+    write_wan(tmp_path / "wan.gguf", shapes=expected_shapes(one))
+    assert "in 1 head, 512 in between, 1 VACE block," in inspect(tmp_path / "wan.gguf")
+
+
 def test_what_is_no_sound_file_gets_one_line(tmp_path: Path) -> None:
     path = tmp_path / "f.gguf"
     path.write_bytes(b"PK\x03\x04")
     with pytest.raises(CommandError, match=r"f\.gguf: expected a GGUF file, found a zip archive"):
         inspect(path)
+    with pytest.raises(CommandError, match="is a folder, expected a GGUF file"):
+        inspect(tmp_path)

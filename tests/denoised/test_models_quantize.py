@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from denoised.commands.models import app
 from denoised.errors import CommandError
+from models.errors import CheckpointError
 from models.wan.transformer_config import expected_shapes
 from models.weights.gguf.file import GgufFile
 from models.weights.gguf.format import QuantType
@@ -42,6 +43,29 @@ def test_a_file_of_the_type_is_written_and_its_size_told(source: Path, tmp_path:
     assert ratio == pytest.approx(size / source.stat().st_size, abs=0.002)
     with GgufFile.open(target) as file:
         assert file.tensors["blocks.0.ffn.0.weight"].type is QuantType.Q8_0
+
+
+@pytest.mark.parametrize(("options", "threads"), [((), 1), (("--threads", 2), 2)])
+def test_one_thread_is_used_unless_more_are_asked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: tuple[object, ...],
+    threads: int,
+) -> None:
+    used = []
+
+    def convert(*arguments: object, **named: object) -> None:
+        used.append(torch.get_num_threads())
+        raise CheckpointError("enough")
+
+    monkeypatch.setattr("models.wan.gguf_convert.convert_to_gguf", convert)
+    before = torch.get_num_threads()
+    try:
+        with pytest.raises(CommandError, match="enough"):
+            quantize(tmp_path, tmp_path / "a.gguf", "--type", "Q8_0", *options)
+    finally:
+        torch.set_num_threads(before)
+    assert used == [threads]
 
 
 def test_a_file_that_is_there_is_replaced_by_force_only(source: Path, tmp_path: Path) -> None:

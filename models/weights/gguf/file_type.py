@@ -20,6 +20,7 @@ class FileType(IntEnum):
     Q2_K = 10
     Q3_K_S = 11
     Q3_K_M = 12
+    Q3_K_L = 13
     Q4_K_S = 14
     Q4_K_M = 15
     Q5_K_S = 16

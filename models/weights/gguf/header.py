@@ -73,8 +73,10 @@ def open_gguf(path: Path) -> Iterator[tuple[BinaryIO, GgufHeader, int]]:
     """
     try:
         # Opening a pipe would wait for whoever writes to it.
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise CheckpointError(f"{path}: not a regular file")
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            found = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+            raise CheckpointError(f"{path}: is {found}, expected a GGUF file")
         handle = path.open("rb", buffering=0)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: no such file") from None

@@ -23,7 +23,12 @@ from models.weights.gguf.file_type import FileType
 from tests.models.runs import relative_error
 from tests.models.tiny import edit_json
 from tests.models.wan.tiny_checkpoint import load, request, run, write_checkpoint
-from tests.models.wan.tiny_umt5 import make_reference, transformers_weights, write_gguf
+from tests.models.wan.tiny_umt5 import (
+    make_reference,
+    renamed,
+    transformers_weights,
+    write_gguf,
+)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +163,7 @@ def test_a_gguf_beside_a_diffusers_folder_takes_its_parts_and_limits(wan_copy: P
     [
         ("wan_2.1_vae.safetensors", "expected a folder 'vae' or one autoencoder file, found: none"),
         ("text_encoder", "expected a folder 'text_encoder' or one text encoder file, found: none"),
-        ("tokenizer.json", "tokenizer.json.*found: none"),
+        ("tokenizer.json", "google/umt5-xxl/tokenizer.json, found: none"),
         ("Tiny_VACE-Q8_0.gguf", "expected transformer/config.json or one transformer file, found"),
     ],
 )
@@ -224,6 +229,39 @@ def test_a_gguf_text_encoder_is_told_by_its_tensors(plain_folder: Path, tmp_path
     checkpoint = WanVaceCheckpoint.read(folder)
     assert checkpoint.text_encoder.name == name
     assert checkpoint.transformer.name == "with_t5_VACE-Q8_0.gguf"
+
+
+def test_safetensors_are_told_by_their_tensors(plain_folder: Path, tiny_wan: Path, tmp_path: Path):
+    folder = shutil.copytree(plain_folder, tmp_path / "copy")
+    (folder / "Tiny_VACE-Q8_0.gguf").unlink()
+    shutil.rmtree(folder / "text_encoder")
+    (folder / "wan_2.1_vae.safetensors").rename(folder / "a.safetensors")
+    transformer = load_file(tiny_wan / "transformer" / "diffusion_pytorch_model.safetensors")
+    save_file({to_original(n): t for n, t in transformer.items()}, folder / "vae_t5.safetensors")
+    encoder = transformers_weights(make_reference())
+    save_file(renamed(encoder, "wan"), folder / "encoder.safetensors")
+    # What a folder of ComfyUI may have besides, by the names of their tensors.
+    for name, tensors in {
+        "clip_vision_h": ["vision_model.encoder.layers.0.self_attn.q_proj.weight"],
+        "lora": ["diffusion_model.blocks.0.self_attn.q.lora_down.weight"],
+        "taew2_1": ["encoder.0.weight", "decoder.1.conv.0.weight"],
+        "wan2.1_t2v": ["blocks.0.self_attn.q.weight"],
+        "vace_module": ["vace_blocks.0.self_attn.q.weight"],
+    }.items():
+        save_file({t: torch.zeros(1) for t in tensors}, folder / f"{name}.safetensors")
+    checkpoint = WanVaceCheckpoint.read(folder)
+    assert checkpoint.transformer.name == "vae_t5.safetensors"
+    assert checkpoint.autoencoder.name == "a.safetensors"
+    assert checkpoint.text_encoder.name == "encoder.safetensors"
+    (folder / "vae_t5.safetensors").unlink()
+    (folder / "vace_module.safetensors").unlink()
+    with pytest.raises(UnsupportedCheckpoint, match=r"wan2\.1_t2v\.safetensors: .* without VACE"):
+        describe(folder)
+    (folder / "wan2.1_t2v.safetensors").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"one transformer file, found: none \(other files: a"
+    ):
+        describe(folder)
 
 
 def test_a_damaged_gguf_beside_the_one_asked_for_does_no_harm(plain_folder: Path, tmp_path: Path):

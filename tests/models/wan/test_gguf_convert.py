@@ -16,6 +16,7 @@ from models.weights.gguf.dequantize import dequantize
 from models.weights.gguf.file import GgufFile
 from models.weights.gguf.file_type import FileType
 from models.weights.gguf.format import QuantType
+from tests.models.wan.scaled_files import scaled_fp8
 from tests.models.wan.wan_files import CONFIG
 
 DIFFUSERS = {
@@ -87,7 +88,9 @@ def test_a_file_holds_every_tensor_as_its_type_can(tmp_path, source, weights):
     assert sum(result.types.values()) == len(weights)
 
 
-@pytest.mark.parametrize("naming", ["prefix", "diffusers", "shards", "pipeline folder"])
+@pytest.mark.parametrize(
+    "naming", ["prefix", "diffusers", "shards", "no index", "folded", "pipeline folder"]
+)
 def test_naming_and_shards_do_not_show_in_the_file(tmp_path, source, weights, naming):
     folder = tmp_path / "model"
     folder.mkdir()
@@ -96,13 +99,32 @@ def test_naming_and_shards_do_not_show_in_the_file(tmp_path, source, weights, na
     if naming == "prefix":
         given = folder / "model.safetensors"
         save_file({f"model.diffusion_model.{k}": v for k, v in weights.items()}, given)
-    elif naming == "shards":
+    elif naming == "folded":
+        shapes = {"modulation": (-1, CONFIG.dim), "patch_embedding.weight": (-1, 1, 2, 2)}
+        given = folder / "model.safetensors"
+        save_file(
+            {
+                name: tensor.reshape(
+                    next((s for e, s in shapes.items() if name.endswith(e)), tensor.shape)
+                )
+                for name, tensor in weights.items()
+            },
+            given,
+        )
+    elif naming in ("shards", "no index"):
         names = list(weights)
         shards = {f"{stem}-0000{n + 1}-of-00002.safetensors": names[n::2] for n in range(2)}
         for shard, members in shards.items():
             save_file({name: weights[name] for name in members}, folder / shard)
         index = {name: shard for shard, members in shards.items() for name in members}
-        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+        if naming == "shards":
+            file = folder / f"{stem}.safetensors.index.json"
+            file.write_text(json.dumps({"weight_map": index}))
+        else:
+            # The model's other parts, and what was made of it before.
+            vae = {"encoder.middle.0.residual.0.gamma": torch.zeros(1)}
+            save_file(vae, folder / "wan_2.1_vae.safetensors")
+            (folder / "model-Q8_0.gguf").write_bytes(b"GGUF")
         # The original release's own, which says nothing that is needed.
         (folder / "config.json").write_text(json.dumps({"model_type": "vace", "dim": 256}))
     else:
@@ -166,6 +188,23 @@ def test_what_is_no_whole_transformer_is_refused_and_nothing_left(tmp_path, weig
     refused(infinite, CheckpointError, r"'blocks\.1\.ffn\.0\.weight': Q4_K holds finite numbers")
     doubled = weights | {f"model.diffusion_model.{name}": weights[name].clone()}
     refused(doubled, CheckpointError, r"are both 'blocks\.1\.ffn\.0\.weight'")
+
+
+def test_numbers_in_scaled_8_bit_floats_are_read(tmp_path, weights):
+    scaled, meant = scaled_fp8(weights, lambda name: "blocks." in name, "scale_weight")
+    save_file(scaled, tmp_path / "scaled.safetensors")
+    save_file(meant, tmp_path / "meant.safetensors")
+    for name in ("scaled", "meant"):
+        convert_to_gguf(
+            tmp_path / f"{name}.safetensors", tmp_path / f"{name}.gguf", FileType.Q4_K_M
+        )
+    assert (tmp_path / "scaled.gguf").read_bytes() == (tmp_path / "meant.gguf").read_bytes()
+
+
+def test_a_folder_without_a_transformer_names_the_files_it_has(tmp_path):
+    save_file({"vision_model.a.weight": torch.zeros(1)}, tmp_path / "clip_vision_h.safetensors")
+    with pytest.raises(CheckpointError, match=r"found: none \(other files: clip_vision_h\.safe"):
+        convert_to_gguf(tmp_path, tmp_path / "a.gguf", FileType.Q8_0)
 
 
 def test_a_source_that_is_no_safetensors_is_named(tmp_path):

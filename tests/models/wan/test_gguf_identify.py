@@ -69,6 +69,26 @@ WRONG: dict[str, tuple[GgufHeader, Kind, str]] = {
         Kind.TEXT_ENCODER,
         "text encoder",
     ),
+    "an autoencoder": (
+        header_of(["decoder.middle.0.residual.0.gamma"]),
+        Kind.AUTOENCODER,
+        "an autoencoder of Wan, which is read from safetensors",
+    ),
+    "an autoencoder with names of diffusers": (
+        header_of(["encoder.mid_block.resnets.1.norm2.gamma"], "wan"),
+        Kind.AUTOENCODER,
+        "an autoencoder of Wan",
+    ),
+    "an autoencoder of another model": (
+        header_of(["encoder.mid_block.resnets.1.norm2.weight"]),
+        Kind.OTHER,
+        "an unknown model",
+    ),
+    "a LoRA": (
+        header_of(["diffusion_model.blocks.0.self_attn.q.lora_down.weight"]),
+        Kind.OTHER,
+        "an unknown model",
+    ),
     "another architecture": (
         header_of(["double_blocks.0.img_attn.qkv.weight"], "flux"),
         Kind.OTHER,

@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import save_file
 
 from models.errors import CheckpointError, UnsupportedCheckpoint
+from models.wan.gguf_inspection import inspect_gguf
 from models.wan.transformer import WanVaceConfig
 from models.wan.transformer_loading import load_transformer
 from models.weights.packed.fp8_linear import Fp8Linear
 from models.weights.packed.linear import PackedLinear
+from tests.models.wan.scaled_files import scaled_fp8, text_tensor
 from tests.models.wan.tiny_transformer import (
     WIDE,
     make_inputs,
@@ -155,6 +157,72 @@ def test_a_given_configuration_wins_over_the_shapes(tmp_path, reference, weights
     assert load_transformer(path, config=config, **CPU).config.text_len == 32
 
 
+def folded(weights):
+    """As stable-diffusion.cpp and other tools on ggml store them."""
+    changed = {}
+    for name, tensor in weights.items():
+        if name.endswith("modulation"):
+            tensor = tensor[0]
+        elif name.endswith("patch_embedding.weight"):
+            tensor = tensor.flatten(0, 1)
+        changed[name] = tensor
+    return changed
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_shapes_that_other_converters_fold_are_unfolded(tmp_path, weights, inputs, packed):
+    write_gguf(tmp_path / "plain.gguf", weights)
+    write_gguf(tmp_path / "folded.gguf", folded(weights))
+    mode = "packed" if packed else "bf16"
+    models = [
+        load_transformer(tmp_path / f"{form}.gguf", residency=mode, **CPU)
+        for form in ("plain", "folded")
+    ]
+    assert models[0].config == models[1].config
+    assert torch.equal(*(run_ours(model, *inputs) for model in models))
+    architecture = inspect_gguf(tmp_path / "folded.gguf").architecture
+    assert architecture is not None
+    assert not architecture.misshapen
+
+
+def test_shapes_that_are_no_folding_are_refused(tmp_path, weights):
+    name = "blocks.1.modulation"
+    save_file({**weights, name: weights[name][0].t().contiguous()}, tmp_path / "wan.safetensors")
+    with pytest.raises(CheckpointError, match=r"'blocks.1.modulation' is \[128, 6\], expected"):
+        load_transformer(tmp_path / "wan.safetensors", **CPU)
+    name = "patch_embedding.weight"
+    flat = weights[name].flatten(0, 1)[:-1].contiguous()
+    save_file({**weights, name: flat}, tmp_path / "wan.safetensors")
+    with pytest.raises(CheckpointError, match=r"'patch_embedding.weight' has shape .*expected 5"):
+        load_transformer(tmp_path / "wan.safetensors", **CPU)
+
+
+@pytest.mark.parametrize(
+    ("scale", "prefix"), [("scale_weight", "model.diffusion_model."), ("weight_scale", "")]
+)
+def test_scaled_8_bit_floats_are_multiplied_by_their_scales(
+    tmp_path, weights, inputs, scale, prefix
+):
+    scaled, meant = scaled_fp8(weights, lambda name: "blocks." in name, scale)
+    marker = {"scaled_fp8": torch.zeros(2).to(torch.float8_e4m3fn)}
+    save_file(
+        {prefix + name: t for name, t in (scaled | marker).items()}, tmp_path / "a.safetensors"
+    )
+    save_file(meant, tmp_path / "b.safetensors")
+    expected = run_ours(load_transformer(tmp_path / "b.safetensors", **CPU), *inputs)
+    loaded = load_transformer(tmp_path / "a.safetensors", **CPU)
+    assert torch.equal(run_ours(loaded, *inputs), expected)
+
+
+def test_a_marker_of_scales_that_a_conversion_left_is_passed_over(tmp_path, weights):
+    path = tmp_path / "wan.gguf"
+    write_gguf(path, {**weights, "model.diffusion_model.scaled_fp8": torch.zeros(2)})
+    load_transformer(path, **CPU)
+    architecture = inspect_gguf(path).architecture
+    assert architecture is not None
+    assert not architecture.unexpected
+
+
 def damaged(weights, change):
     weights = dict(weights)
     change(weights)
@@ -183,6 +251,36 @@ def damaged(weights, change):
             lambda w: w.update({"blocks.0.norm2.weight": torch.zeros(128)}),
             CheckpointError,
             "tensors 'blocks.0.norm2.weight' and 'blocks.0.norm3.weight' are both",
+        ),
+        (
+            lambda w: w.update({"blocks.1.ffn.2.scale_weight": torch.ones(3)}),
+            CheckpointError,
+            r"'blocks.1.ffn.2.scale_weight' holds \[3\] of torch.float32, expected one",
+        ),
+        (
+            lambda w: w.update({"blocks.7.ffn.2.weight_scale": torch.ones(1)}),
+            CheckpointError,
+            "is a scale, but there is no 'blocks.7.ffn.2.weight'",
+        ),
+        (
+            lambda w: w.update(
+                {
+                    f"blocks.1.ffn.2.{name}": torch.ones(1)
+                    for name in ("scale_weight", "weight_scale")
+                }
+            ),
+            CheckpointError,
+            "'blocks.1.ffn.2.weight' has two scales",
+        ),
+        (
+            lambda w: w.update({"blocks.1.ffn.2.comfy_quant": text_tensor('{"format": "nvfp4"}')}),
+            UnsupportedCheckpoint,
+            "'blocks.1.ffn.2.comfy_quant': the format is 'nvfp4', supported: float8",
+        ),
+        (
+            lambda w: w.update({"blocks.1.ffn.2.comfy_quant": text_tensor("[" * 5000)}),
+            CheckpointError,
+            "'blocks.1.ffn.2.comfy_quant' names no format of numbers",
         ),
         (
             lambda w: w.update({"head.head.bias": torch.zeros(64, dtype=torch.int64)}),

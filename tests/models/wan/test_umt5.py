@@ -16,6 +16,7 @@ from models.wan.umt5_layers import position_buckets
 from models.weights.gguf.packed_tensor import PackedTensor
 from models.weights.packed.linear import PackedLinear
 from tests.models.runs import relative_error
+from tests.models.wan.scaled_files import scaled_fp8, text_tensor
 from tests.models.wan.tiny_umt5 import (
     VOCABULARY,
     make_reference,
@@ -197,6 +198,24 @@ def test_a_configuration_that_does_not_fit_is_refused(folder, tmp_path, changes,
         load(tmp_path)
     assert str(caught.value).startswith(str(tmp_path))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scale", ["scale_weight", "weight_scale"])
+def test_scaled_8_bit_floats_are_multiplied_by_their_scales(weights, tmp_path, scale):
+    # ComfyUI's own files leave the table as it is.
+    parts = ("SelfAttention", "Dense") if scale == "scale_weight" else ("weight",)
+    scaled, meant = scaled_fp8(
+        weights, lambda name: "bias" not in name and any(part in name for part in parts), scale
+    )
+    scaled["scaled_fp8"] = torch.zeros(0).to(torch.float8_e4m3fn)
+    scaled["spiece_model"] = text_tensor("a tokenizer of another kind")
+    save_file(scaled, tmp_path / "umt5_fp8_scaled.safetensors")
+    save_file(meant, tmp_path / "umt5.safetensors")
+    tokens = some_tokens(20).tolist()
+    expected = load(tmp_path / "umt5.safetensors").hidden_states(tokens)
+    assert torch.equal(
+        load(tmp_path / "umt5_fp8_scaled.safetensors").hidden_states(tokens), expected
+    )
 
 
 def without(weights, *parts):

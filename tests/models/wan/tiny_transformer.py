@@ -61,7 +61,7 @@ def write_gguf(
     stored: dict[str, Tensor] = {}
     for name, tensor in weights.items():
         values = tensor.float().numpy()
-        if values.ndim == 2 and "blocks." in name:
+        if values.ndim == 2 and "blocks." in name and name.endswith(".weight"):
             data = gguf.quants.quantize(values, kind)
             writer.add_tensor(name, data, raw_dtype=kind)
             values = gguf.quants.dequantize(data, kind)

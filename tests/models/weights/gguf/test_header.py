@@ -311,7 +311,7 @@ def test_what_is_no_readable_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for name, message in (
         ("none.gguf", "no such file"),
-        (".", "not a regular file"),
+        (".", "is a folder, expected a GGUF file"),
         ("pipe", "not a regular file"),
         ("a\0b", "cannot be read"),
     ):
