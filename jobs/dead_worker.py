@@ -12,7 +12,7 @@ from redis import Redis
 
 from config.settings import Settings
 from jobs import scripts
-XX
+from jobs.lease_wire import WORKER_LOST_TRACE
 from jobs.metrics import count_put_back
 
 log = logging.getLogger(__name__)
