@@ -146,6 +146,11 @@ def memory_by_residency(tensors: tuple[TensorInfo, ...]) -> dict[Residency, int]
     return {"packed": packed, "bf16": bf16, "fp8": fp8}
 
 
+def packed_bytes(tensors: tuple[TensorInfo, ...]) -> int:
+    """Bytes of what packed mode leaves as it is in the file, on a CPU in pages of its map."""
+    return sum(tensor.nbytes for tensor in tensors if _stays_packed(tensor))
+
+
 def _stays_packed(tensor: TensorInfo) -> bool:
     elements = BLOCK[tensor.type][0]
     return elements > 1 and len(tensor.shape) == 2 and tensor.shape[1] % elements == 0

@@ -40,15 +40,13 @@ from models.wan.generation import (
 from models.wan.latent_shape import LATENT_CHANNELS, PIXELS_PER_LATENT, latent_frames
 from models.wan.placement import plan_placement, resting_form
 from models.wan.request_check import check_request
+from models.wan.step_memory import TOKENS_TOGETHER, check_room, clip_tokens, step_bytes
 from models.wan.text_encoder import WanTextEncoder
 from models.wan.transformer import TimeModulation, WanVaceTransformer
 from models.wan.transformer_loading import load_transformer
 from models.wan.vace_context import ContextBuilder
+from models.weights.host_memory import available_host_bytes
 from models.weights.offload import offload
-
-# Above so many tokens of one clip a device is busy with a single row, and doing the two halves of
-# guidance one after the other costs no time but halves the activations.
-_TOKENS_TOGETHER = 8192
 
 _PREVIEW_FRAMES = 4
 
@@ -138,9 +136,18 @@ class WanVacePipeline:
         """Encode prompts and media, draw the noise, compute what stays constant over the steps.
 
         Noise is drawn on the CPU in float32, so that a seed means the same clip on every device.
-        Raises ValueError naming the field for a request outside the spec's limits.
+        Raises ValueError naming the field for a request outside the spec's limits, MemoryError
+        where the host has not got what a step of the clip takes.
         """
         check_request(request, self.spec)
+        tokens = clip_tokens(
+            self.transformer.config,
+            width=request.width,
+            height=request.height,
+            num_frames=request.num_frames,
+            references=len(request.reference_images),
+        )
+        self._check_room(tokens, 1, is_guided=request.guidance_scale > 1.0)
         encode = partial(self._encode, keep_going=keep_going)
         context = self._contexts.build(paint(request), encode)
         prompts = [self.text_encoder.encode(request.prompt)]
@@ -169,9 +176,12 @@ class WanVacePipeline:
 
         Where the halves of guidance run one after the other, `keep_going` is called in between.
         Raises ValueError, before any work, for members that cannot share a step. No member changes
-        if anything raises.
+        if anything raises, as MemoryError does where the host has not got the memory for so many.
         """
         members = checked_batch(batch)
+        if len(members) > 1:
+            tokens = members[0].context.shape[1]
+            self._check_room(tokens, len(members), is_guided=members[0].is_guided)
         latents = torch.cat([member.latents for member in members])
         conditioning = self._conditioning(members)
         time = conditioning.time([member.step_index for member in members])
@@ -223,7 +233,7 @@ class WanVacePipeline:
         count = len(latents)
         if conditioning.guidance_scale is None:
             return self.transformer(latents, time, text, context, scales)
-        if context.shape[1] > _TOKENS_TOGETHER:
+        if context.shape[1] > TOKENS_TOGETHER:
             own = text.index(range(count))
             unguided = self.transformer(latents, time, own, context, scales)
             keep_going()
@@ -239,6 +249,15 @@ class WanVacePipeline:
                 torch.cat([scales, scales]),
             ).chunk(2)
         return unguided + conditioning.guidance_scale * (guided - unguided)
+
+    def _check_room(self, tokens: int, clips: int, *, is_guided: bool) -> None:
+        # A device refuses what it has not got; a host grants it and then kills the process.
+        if self.device.type == "cpu":
+            item_bytes = self.transformer.dtype.itemsize
+            needed = step_bytes(
+                self.transformer.config, tokens, item_bytes, clips=clips, is_guided=is_guided
+            )
+            check_room(needed, available_host_bytes())
 
     def _encode(self, video: Tensor, keep_going: KeepGoing = to_the_end) -> Tensor:
         return encode_clip(self.autoencoder, video.to(self.device), keep_going)

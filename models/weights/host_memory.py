@@ -20,15 +20,16 @@ class _Version:
     mount: str
     limit: str
     usage: str
-    droppable: str
+    droppable: tuple[str, str]
 
 
-_V2 = _Version("sys/fs/cgroup", "memory.max", "memory.current", "inactive_file")
+# Pages that were read again are active; the kernel drops those too before it kills anyone.
+_V2 = _Version("sys/fs/cgroup", "memory.max", "memory.current", ("inactive_file", "active_file"))
 _V1 = _Version(
     "sys/fs/cgroup/memory",
     "memory.limit_in_bytes",
     "memory.usage_in_bytes",
-    "total_inactive_file",
+    ("total_inactive_file", "total_active_file"),
 )
 
 
@@ -78,8 +79,8 @@ def _room(group: Path, version: _Version) -> int | None:
     droppable = 0
     for line in _lines(group / "memory.stat"):
         name, _, value = line.partition(" ")
-        if name == version.droppable:
-            droppable = int(value)
+        if name in version.droppable:
+            droppable += int(value)
     return limit - max(0, usage - droppable)
 
 

@@ -56,7 +56,7 @@ def test_encoding_asks_between_chunks_inputs_and_prompts_and_may_be_left(wan_pip
 
 
 def test_halves_of_guidance_apart_leave_a_generation_as_it_was(wan_pipeline, monkeypatch):
-    monkeypatch.setattr(pipeline_module, "_TOKENS_TOGETHER", 0)
+    monkeypatch.setattr(pipeline_module, "TOKENS_TOGETHER", 0)
     generation, other = (wan_pipeline.prepare(request()) for _ in range(2))
     before = generation.state_dict()
     with pytest.raises(Cancelled):

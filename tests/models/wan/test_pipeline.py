@@ -22,6 +22,7 @@ from models.pipeline import Clip
 from models.wan import pipeline as pipeline_module
 from models.wan.generation import BatchConditioning
 from models.wan.pipeline import WanVacePipeline
+from models.wan.step_memory import step_bytes
 from tests.models.runs import relative_error
 from tests.models.test_samplers import unipc_levels
 from tests.models.wan.tiny_checkpoint import clip, request, run
@@ -202,7 +203,7 @@ def test_a_resumed_run_is_bit_identical(wan_pipeline, sampler):
 
 def test_halves_of_guidance_one_after_the_other_give_the_same(wan_pipeline, monkeypatch):
     expected = run(wan_pipeline, request()).latents
-    monkeypatch.setattr(pipeline_module, "_TOKENS_TOGETHER", 1)
+    monkeypatch.setattr(pipeline_module, "TOKENS_TOGETHER", 1)
     assert relative_error(run(wan_pipeline, request()).latents, expected) < 1e-5
 
 
@@ -253,6 +254,25 @@ def unchanged(*generations) -> Iterator[None]:
     for generation, (step, latents) in zip(generations, before, strict=True):
         assert generation.step_index == step
         assert generation.latents.equal(latents)
+
+
+def test_on_a_host_what_does_not_fit_the_memory_is_refused_before_any_work(
+    wan_pipeline, monkeypatch
+):
+    def free(clips: int) -> int:
+        config, tokens = wan_pipeline.transformer.config, first.context.shape[1]
+        return step_bytes(config, tokens, torch.float32.itemsize, clips=clips)
+
+    first, second = wan_pipeline.prepare(request(seed=1)), wan_pipeline.prepare(request(seed=2))
+    monkeypatch.setattr(pipeline_module, "available_host_bytes", lambda: free(1) - 1)
+    with pytest.raises(MemoryError, match="a step takes"):
+        wan_pipeline.prepare(request())
+    monkeypatch.setattr(pipeline_module, "available_host_bytes", lambda: free(2) - 1)
+    wan_pipeline.prepare(request())
+    with unchanged(first, second), pytest.raises(MemoryError):
+        wan_pipeline.step([first, second])
+    wan_pipeline.step([first])
+    assert first.step_index == 1
 
 
 def test_batches_that_cannot_share_a_step_are_refused_before_any_work(wan_pipeline):

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from bench.synthetic_gguf import VACE_14B, planned_tensors
 from models.catalogue import describe
 from models.errors import CheckpointError
 from models.wan import placement
 from models.wan.autoencoder_loading import load_autoencoder
 from models.wan.checkpoint import WanVaceCheckpoint
+from models.wan.step_memory import TOKENS_TOGETHER, clip_tokens, step_bytes
+from models.weights.gguf.file_type import FileType
+from models.weights.gguf.format import QuantType
+from models.weights.gguf.writer import PlannedTensor
 from models.weights.residency import choose_residency
 
 CPU = torch.device("cpu")
@@ -78,3 +84,76 @@ def test_an_autoencoder_in_half_precision_is_counted_as_it_will_be_loaded(
 def test_unquantised_files_report_what_their_weights_became(tiny_wan, mode, dtype, expected):
     checkpoint = WanVaceCheckpoint.read(tiny_wan)
     assert placement.resting_form(checkpoint, mode, dtype) == expected
+
+
+# The tensors of the community's Q4_K_M file of 14B, and about those of a UMT5-XXL in Q8_0.
+TENSORS_14B = tuple(planned_tensors(VACE_14B, FileType.Q4_K_M))
+ENCODER = (PlannedTensor("blocks.0.ffn.fc1.weight", (4096, 1_130_016), QuantType.Q8_0),)
+
+
+@pytest.fixture
+def place_14b(monkeypatch: pytest.MonkeyPatch):
+    """Plans 14B in Q4_K_M beside its encoder in Q8_0, default clip 832x480 of 81 frames."""
+    headers = {
+        "vace.gguf": SimpleNamespace(tensors=TENSORS_14B),
+        "umt5.gguf": SimpleNamespace(tensors=ENCODER),
+    }
+    monkeypatch.setattr(placement, "open_header", lambda path: headers[path.name])
+    monkeypatch.setattr(placement, "_autoencoder_bytes", lambda path, variant: 508_000_000)
+    checkpoint = SimpleNamespace(
+        config=VACE_14B,
+        transformer=Path("vace.gguf"),
+        text_encoder=Path("umt5.gguf"),
+        autoencoder=Path("vae.safetensors"),
+    )
+
+    def place(device: str, dtype: torch.dtype, free: float, residency: str | None = None):
+        monkeypatch.setattr(placement, "available_host_bytes", lambda: int(free))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (int(free), int(free)))
+        monkeypatch.setattr(placement, "supports_fp8", lambda device: False)
+        spec = SimpleNamespace(
+            width=SimpleNamespace(default=832),
+            height=SimpleNamespace(default=480),
+            video=SimpleNamespace(num_frames=SimpleNamespace(default=81)),
+            residency=residency,
+            variant=None,
+        )
+        return placement.plan_placement(spec, checkpoint, torch.device(device), dtype)
+
+    return place
+
+
+def test_14b_steps_on_a_24_gb_gpu_with_few_layers_in_host_memory(place_14b):
+    plan = place_14b("cuda", torch.bfloat16, 24e9)
+    assert plan.mode == "packed"
+    assert 0 < plan.offload_layers <= 8
+
+
+@pytest.mark.parametrize("residency", [None, "packed"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("gigabytes", [16, 23, 32])
+def test_14b_is_served_packed_on_a_cpu(place_14b, residency, dtype, gigabytes):
+    plan = place_14b("cpu", dtype, gigabytes * 1e9 - 2e9, residency)
+    assert (plan.mode, plan.offload_layers) == ("packed", 0)
+
+
+def test_14b_is_not_converted_where_that_does_not_fit_a_cpu(place_14b):
+    assert place_14b("cpu", torch.bfloat16, 48e9).mode == "bf16"
+    with pytest.raises(CheckpointError, match=r"^vace\.gguf: bf16 weights take 69\.4 GB, but"):
+        place_14b("cpu", torch.float32, 62e9, "bf16")
+
+
+def test_14b_refused_on_a_small_gpu_says_what_would_help(place_14b):
+    with pytest.raises(CheckpointError, match=r"num_frames in denoised\.json.*: \"packed\""):
+        place_14b("cuda", torch.bfloat16, 12e9)
+    assert place_14b("cuda", torch.bfloat16, 12e9, "packed").offload_layers == 48
+
+
+def test_a_step_counts_two_rows_only_while_the_halves_of_guidance_go_together():
+    one = step_bytes(VACE_14B, TOKENS_TOGETHER, 4, is_guided=False)
+    assert step_bytes(VACE_14B, TOKENS_TOGETHER, 4) == 2 * one
+    assert step_bytes(VACE_14B, TOKENS_TOGETHER, 2, clips=3) == 3 * one
+    apart = step_bytes(VACE_14B, TOKENS_TOGETHER + 1, 4)
+    assert one < apart < 2 * one
+    assert clip_tokens(VACE_14B, width=832, height=480, num_frames=81) == 32_760
+    assert clip_tokens(VACE_14B, width=832, height=480, num_frames=1, references=2) == 3 * 1560

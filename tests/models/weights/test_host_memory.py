@@ -22,16 +22,24 @@ def machine(root: Path, available: int = 16 * GIB, groups: str = "0::/\n") -> Pa
     return root
 
 
-def group(folder: Path, limit: int | str, usage: int, inactive: int = 0, version: int = 2) -> None:
+def group(
+    folder: Path,
+    limit: int | str,
+    usage: int,
+    inactive: int = 0,
+    active: int = 0,
+    version: int = 2,
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     names = {
-        2: ("memory.max", "memory.current", "inactive_file"),
-        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", ""),
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_"),
     }[version]
     (folder / names[0]).write_text(f"{limit}\n")
     (folder / names[1]).write_text(f"{usage}\n")
     # In version 1 the group's own pages are told from those of all groups inside it.
-    (folder / "memory.stat").write_text(f"anon 5\ninactive_file_x 7\n{names[2]} {inactive}\n")
+    files = f"{names[2]}inactive_file {inactive}\n{names[2]}active_file {active}\n"
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file_x 7\n{files}")
 
 
 def test_without_limits_it_is_what_the_machine_has_available(tmp_path: Path) -> None:
@@ -40,7 +48,7 @@ def test_without_limits_it_is_what_the_machine_has_available(tmp_path: Path) -> 
 
 
 def test_a_limit_of_the_container_counts_and_droppable_file_pages_are_free(tmp_path: Path) -> None:
-    group(machine(tmp_path) / "sys/fs/cgroup", 8 * GIB, 6 * GIB, inactive=5 * GIB)
+    group(machine(tmp_path) / "sys/fs/cgroup", 8 * GIB, 6 * GIB, inactive=3 * GIB, active=2 * GIB)
     assert available_host_bytes(tmp_path) == 7 * GIB
 
 
@@ -62,8 +70,8 @@ def test_version_1_counts_whether_or_not_the_container_sees_its_own_path(
 ) -> None:
     machine(tmp_path, groups=f"9:name=systemd:/\n5:cpu,memory:{path}\n3:cpuset:/\n0::/\n")
     mounted = tmp_path / "sys/fs/cgroup/memory"
-    group(mounted, 4 * GIB, 3 * GIB, inactive=GIB, version=1)
-    assert available_host_bytes(tmp_path) == 2 * GIB
+    group(mounted, 4 * GIB, 3 * GIB, inactive=GIB, active=GIB, version=1)
+    assert available_host_bytes(tmp_path) == 3 * GIB
 
 
 def test_version_1_without_a_limit_is_a_very_large_number(tmp_path: Path) -> None:
