@@ -7,6 +7,7 @@ between it waits without taking any time from the others.
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -17,6 +18,8 @@ import torch
 from torch import Tensor
 
 from bench.wan_steps import Clip
+
+_REPORT = re.compile(r"^done ([\d.e+-]+) ([\d.e+-]+)$", re.MULTILINE)
 
 
 class SdcppStep:
@@ -57,11 +60,12 @@ class SdcppStep:
 
     def _answer(self) -> float:
         """Wait for the driver; its seconds since it was started."""
-        line = self._process.stdout.readline() if self._process.stdout else ""
-        if not line:
-            raise RuntimeError(f"the driver ended with status {self._process.wait()}")
-        seconds, self.cpu_seconds = map(float, line.split())
-        return seconds
+        for line in self._process.stdout or ():
+            # The library draws its progress in loading on the same pipe.
+            if (found := _REPORT.search(line)) is not None:
+                self.cpu_seconds = float(found[2])
+                return float(found[1])
+        raise RuntimeError(f"the driver ended with status {self._process.wait()}")
 
     def __enter__(self) -> Self:
         return self

@@ -3,10 +3,10 @@
 //   sdcpp_step MODEL INPUTS OUTPUT FRAMES HEIGHT WIDTH THREADS
 //
 // INPUTS holds float32 numbers: latents [16, T, H, W], the VACE context [96, T, H, W], text states
-// [512, 4096] and one timestep. A line is printed when the model is loaded, and one for each line on
-// standard input, which asks for an evaluation; it has two numbers, the seconds since the start and
-// those of processor time. The velocity [16, T, H, W] is then in OUTPUT. The library's command line
-// needs a text encoder and an autoencoder besides, so this calls its runner of the transformer.
+// [512, 4096] and one timestep. A line `done SECONDS CPU_SECONDS`, both since the start, is printed
+// when the model is loaded, and one for each line on standard input, which asks for an evaluation;
+// other lines are the library's. The velocity [16, T, H, W] is then in OUTPUT. The library's command
+// line needs a text encoder and an autoencoder besides, so this calls its runner of the transformer.
 //
 // With the source distribution of stable-diffusion-cpp-python 0.4.7 unpacked, S its folder
 // vendor/stable-diffusion.cpp and B a build folder:
@@ -36,7 +36,7 @@ const auto began = std::chrono::steady_clock::now();
 void report() {
     const std::chrono::duration<double> passed = std::chrono::steady_clock::now() - began;
     const double cpu_seconds = static_cast<double>(std::clock()) / CLOCKS_PER_SEC;
-    std::cout << passed.count() << ' ' << cpu_seconds << std::endl;
+    std::cout << "\ndone " << passed.count() << ' ' << cpu_seconds << std::endl;
 }
 
 sd::Tensor<float> read(std::ifstream& file, std::vector<int64_t> shape) {

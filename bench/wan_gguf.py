@@ -7,15 +7,16 @@ guidance of a clip of 9 frames at 256 x 256, which is 768 tokens. Once unpacked,
 file makes no difference to a step, so that one stands for both. All compute in bfloat16, or in
 float32 on a CPU that has no bfloat16.
 
-stable-diffusion.cpp steps the Q8_0 file in the same rounds where `--sdcpp` names the driver that
-`bench/sdcpp_step.cpp` tells how to build. Goals: all views of a 2 GB file in at most 0.1 s with at
-most 50 MB of private memory, a peak of at most 1.15 times the file, a step of at most 0.45 times
-that of stable-diffusion.cpp.
+stable-diffusion.cpp steps the Q8_0 file in the same rounds where `--sdcpp`, or else the variable
+SDCPP_STEP, names the driver that `bench/sdcpp_step.cpp` tells how to build. Goals: all views of a
+2 GB file in at most 0.1 s with at most 50 MB of private memory, a peak of at most 1.15 times the
+file, a step of at most 0.45 times that of stable-diffusion.cpp.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -144,6 +145,8 @@ def run(
 ) -> dict[str, Any]:
     """Figures of both files; the same thread count for all sides."""
     torch.set_num_threads(threads)
+    if sdcpp is None and (named := os.environ.get("SDCPP_STEP")):
+        sdcpp = Path(named)
     clip = Clip(config, latents)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))

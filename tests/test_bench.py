@@ -195,10 +195,11 @@ assert model.endswith("Q8_0.gguf") and sizes == ["2", "4", "4", "1"]
 places = 2 * 4 * 4
 values = np.fromfile(inputs, np.float32)
 assert len(values) == (16 + 96) * places + 512 * {text_dim} + 1 and values[-1] == 700
-print("0.25 0.2", flush=True)
+print("|====>   | 1/2", flush=True)
+print("done 0.25 0.2", flush=True)
 for number, line in enumerate(sys.stdin, start=1):
     values[: 16 * places].tofile(output)
-    print(0.25 + 0.1 * number, 0.2 + 0.1 * number, flush=True)
+    print("done", 0.25 + 0.1 * number, 0.2 + 0.1 * number, flush=True)
 """
 
 

@@ -82,9 +82,6 @@ def test_text_alone_makes_what_the_prompt_says(client, scene):
     assert_shows(make(client, prompt_of(scene)), motion_of(scene))
 
 
-@pytest.mark.xfail(
-    reason="the bundled model was not trained long enough to take looks from a reference alone"
-)
 @SCENES
 def test_a_reference_picture_lends_its_shape_and_colour(client, scene):
     frames = make(client, prompt_of(scene, "thing"), reference_images=[reference_of(scene)])

@@ -193,7 +193,7 @@ def test_a_small_picture_is_answered_while_slow_files_are_checked(
     redis_client: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(inspector_module, "HELPERS", 1)
-    slow, answered = slow_animation(8), []
+    slow, answered = slow_animation(24), []
 
     def send(api: Api, data: bytes) -> None:
         with httpx2.Client(base_url=api.url, timeout=60, trust_env=False) as client:

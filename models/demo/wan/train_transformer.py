@@ -1,7 +1,7 @@
 """Train the video demo's transformer: `python -m models.demo.wan.train_transformer --pool DIR ...`.
 
 A pool of latents and contexts from the finished autoencoder and the frozen text encoder come in; a
-Wan-VACE transformer that predicts the velocity comes out. In half of the samples the text is all
+Wan-VACE transformer that predicts the velocity comes out. In a third of the samples the text is all
 that the model is told, in the others a task's context as well. One caption in ten is replaced by
 the empty prompt for classifier-free guidance.
 """
@@ -35,9 +35,9 @@ CONFIG = WanVaceConfig(
     text_dim=HIDDEN_SIZE,
     text_len=TEXT_LEN,
 )
-CAPTION_DROPOUT, TEXT_ONLY = 0.1, 0.5
+CAPTION_DROPOUT, TEXT_ONLY = 0.1, 0.35
 # Clips with a reference are a frame longer, so they make batches of their own.
-REFERENCE_EVERY = 4
+REFERENCE_EVERY = 3
 REFRESH_EVERY = 100
 
 
