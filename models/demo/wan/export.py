@@ -68,7 +68,7 @@ _SPEC = {
     "height": _SIDE,
     "num_inference_steps": {"default": 20, "minimum": 1, "maximum": 100},
     "negative_prompt": "",
-    "guidance_scale": {"default": 4.0, "minimum": 1.0, "maximum": 20.0},
+    "guidance_scale": {"default": 2.5, "minimum": 1.0, "maximum": 20.0},
     "video": {
         "num_frames": {"default": 9, "minimum": 9, "maximum": 9},
         "fps": {"default": 8.0, "minimum": 1.0, "maximum": 60.0},
