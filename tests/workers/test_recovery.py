@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 from process_harness import PATIENCE_SECONDS, Station, WorkerProcess, station
+from worker_script import SLOW_DISK
 
 from config.settings import Settings
-from jobs.blobs import FileBlobStore
+from jobs.blobs import PART_SUFFIX, FileBlobStore
 from jobs.checkpoints import CHECKPOINTS
 from jobs.types import JobRecord, Status
 
@@ -57,6 +59,24 @@ async def none_left(here: Station, job: str) -> None:
     async with asyncio.timeout(PATIENCE_SECONDS):
         while blobs.keys_in(f"jobs/{job}/{CHECKPOINTS}"):
             await asyncio.sleep(0.01)
+
+
+def checkpoint_parts(here: Station, job: str) -> list[Path]:
+    """Checkpoints of the job that are being written."""
+    return [*(here.settings.blob_dir / f"jobs/{job}/{CHECKPOINTS}").glob(f".*{PART_SUFFIX}")]
+
+
+async def frozen_while(worker: WorkerProcess, is_so: Callable[[], bool]) -> None:
+    """Freezes the worker in a moment in which `is_so` holds and keeps holding."""
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            while not is_so():
+                await asyncio.sleep(0.005)
+            worker.send(signal.SIGSTOP)
+            await asyncio.sleep(0.05)
+            if is_so():
+                return
+            worker.send(signal.SIGCONT)
 
 
 def of_type(events: Sequence[dict[str, Any]], kind: str) -> list[dict[str, Any]]:
@@ -194,19 +214,33 @@ async def test_a_damaged_checkpoint_means_a_restart_that_is_told_and_the_same_by
 async def test_a_frozen_worker_that_returns_neither_moves_nor_removes_a_checkpoint(
     here: Station,
 ) -> None:
-    fields: dict[str, Any] = {"num_inference_steps": STEPS, "seed": 13}
-    zombie = here.start(step_seconds=SLOW)
-    job = await here.submit(**fields)
+    blobs, slow = FileBlobStore(here.settings.blob_dir), here.settings.data_dir / SLOW_DISK
+    slow.touch()
+    zombie = here.start(step_seconds=4 * SLOW)
+    job = await here.submit(num_inference_steps=150)
     await checkpointed(here, job)
-    zombie.send(signal.SIGSTOP)
+    # Its next checkpoint is on the way to the disk.
+    await frozen_while(zombie, lambda: any(checkpoint_parts(here, job)))
+    slow.unlink()
     await here.until(job, lambda record: record.status is Status.QUEUED)
     pointer = await here.redis.hget(f"rq:job:{job}", "checkpoint")
+    step = int(await here.redis.hget(f"rq:job:{job}", "checkpoint_step"))
+    # Takes no checkpoint that would move the pointer before the job ends.
+    here.start(step_seconds=SLOW, checkpoint_seconds=60.0)
+    await here.stepping(job, step + 1)
     zombie.send(signal.SIGCONT)
-    # It may claim the job again itself, but only under a new lease.
+    kept, there = set(), set()
+    while True:
+        seen = await here.redis.hget(f"rq:job:{job}", "checkpoint")
+        files = blobs.keys_in(f"jobs/{job}/{CHECKPOINTS}")
+        if (await here.store.get(job)).status.is_terminal:
+            break
+        kept.add((seen, pointer.decode() in files))
+        there.update(files)
+        await asyncio.sleep(0.01)
+    assert len(there) == 2, "the late checkpoint never came to the disk"
+    assert kept == {(pointer, True)}
     record = await here.ended(job)
-    assert record.attempt == 2
-    assert pointer is not None
+    assert (record.status, record.attempt) == (Status.SUCCEEDED, 2)
+    assert record.usage.resumed_steps == step
     assert of_type(await here.events(job), "job.restarted") == []
-    assert record.usage.resumed_steps > 0
-    undisturbed = await here.ended(await here.submit(**fields))
-    assert contents(here, record) == contents(here, undisturbed)
