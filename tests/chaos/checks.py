@@ -10,13 +10,14 @@ import asyncio
 import json
 import re
 from collections import Counter
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from redis import Redis
 
-from jobs.keys import EXPIRY, INDEX, LEASES, QUEUES
+from jobs.keys import EXPIRY, INDEX, LEASES, QUEUES, listing
 from jobs.types import ClaimedJob, Priority
 from tests.chaos.clients import Accepted, Clients
 from tests.chaos.expected import ExpectedFiles
@@ -25,10 +26,15 @@ from tests.chaos.verdict import Findings
 TERMINAL = ("succeeded", "failed", "cancelled")
 AT_ONCE = 8
 
+LONG_SECONDS = 1.5
+"""Of steps: after so long, thrice the time between checkpoints, a long job should have one."""
+
+FEW = 3
+
 # What a Redis may hold when every job is gone: counters, names of queues, and what ends by itself.
 # What was measured, and how much of the device each key has had.
 _LEARNT = "costs:.*|backlog(:jobs)?|fair|served|vtime"
-_STAYS = re.compile(rf"denoised:(queues|finishes|wake:fake|{_LEARNT})|rq:queues")
+_STAYS = re.compile(rf"denoised:(queues|finishes|wake:fake|apikeys:made|{_LEARNT})|rq:queues")
 _EXPIRES = re.compile(r"denoised:(idem|claim|usage):.*|rq:worker:.*")
 _WORKER_LISTS = re.compile(r"rq:workers(:.*)?")
 
@@ -53,6 +59,7 @@ class JobCheck:
         self._max_attempts = max_attempts
         self.endings: Counter[str] = Counter()
         self.attempts: Counter[int] = Counter()
+        self.resuming = Resuming()
         self.files: set[Path] = set()
 
     async def run(self) -> None:
@@ -67,7 +74,14 @@ class JobCheck:
             for job in self._clients.accepted:
                 group.create_task(one(job))
         known = {id_ for job in self._clients.accepted for id_ in job.ids}
-        for stored in self._redis.zrange(INDEX, 0, -1):
+        for name in self._redis.scan_iter(listing(INDEX, "*")):
+            self._check_known(name, known)
+        self._check_known(INDEX, known)
+        for what in self.resuming.faults():
+            self._findings.add("wrong", "the checkpoints", what)
+
+    def _check_known(self, index: str | bytes, known: set[str]) -> None:
+        for stored in self._redis.zrange(index, 0, -1):
             if stored.decode() not in known:
                 self._findings.add("duplicated", stored.decode(), "nobody was told of this job")
 
@@ -77,7 +91,7 @@ class JobCheck:
 
         if len(job.ids) > 1:
             add("duplicated", f"one idempotency key made {job.ids}")
-        response = await self._clients.insist("GET", f"/v1/jobs/{job.id}")
+        response = await self._clients.insist("GET", f"/v1/jobs/{job.id}", job.planned.api_key)
         if response.status_code != 200:
             add("lost", f"its record is answered with {response.status_code}")
             return
@@ -92,8 +106,10 @@ class JobCheck:
             return
         for head, what in ending_faults(job, record):
             add(head, what)
-        for head, what in event_faults(self._events(job.id), status):
+        events = self._events(job.id)
+        for head, what in [*event_faults(events, status), *resume_faults(events, record)]:
             add(head, what)
+        self.resuming.note(events, record)
         results = int(self._redis.xlen(f"rq:results:{job.id}"))
         wanted = 0 if status == "cancelled" else 1
         if results != wanted:
@@ -107,11 +123,12 @@ class JobCheck:
         return [json.loads(fields[b"data"]) for _, fields in rows]
 
     async def _check_outputs(self, job: Accepted, record: dict[str, Any], add: Any) -> None:
-        outputs = record["outputs"]
+        outputs, path = record["outputs"], f"/v1/jobs/{job.id}/outputs"
+        api_key = job.planned.api_key
         if record["status"] != "succeeded":
             if outputs:
                 add("wrong", f"it has {record['status']} and has outputs")
-            response = await self._clients.insist("GET", f"/v1/jobs/{job.id}/outputs/0")
+            response = await self._clients.insist("GET", f"{path}/0", api_key)
             if response.status_code not in (404, 410):
                 add("wrong", f"its output is answered with {response.status_code}")
             return
@@ -131,7 +148,7 @@ class JobCheck:
         if len(outputs) != len(files):
             add("wrong", f"{len(outputs)} outputs instead of {len(files)}")
         for index, data in enumerate(files[: len(outputs)]):
-            response = await self._clients.insist("GET", f"/v1/jobs/{job.id}/outputs/{index}")
+            response = await self._clients.insist("GET", f"{path}/{index}", api_key)
             if response.status_code != 200:
                 add("lost", f"output {index} is answered with {response.status_code}")
             elif response.content != data:
@@ -150,6 +167,11 @@ def ending_faults(job: Accepted, record: dict[str, Any]) -> list[tuple[str, str]
     if status == "cancelled":
         return [] if job.cancel_asked else [("wrong", "it was cancelled, which nobody asked for")]
     ended = "succeeded" if status == "succeeded" else error.get("code")
+    if ended == "deadline_exceeded" and job.deadline_seconds is not None:
+        times = (datetime.fromisoformat(record[name]) for name in ("created_at", "finished_at"))
+        created, finished = times
+        early = job.deadline_seconds - (finished - created).total_seconds()
+        return [("wrong", f"its deadline was {early:.1f} s later")] if early > 0 else []
     if ended != job.planned.ending:
         said = f": {error.get('message')}" if error else ""
         text = f"it ended as {ended} instead of {job.planned.ending}, attempt {record['attempt']}"
@@ -194,10 +216,58 @@ def event_faults(events: list[dict[str, Any]], status: str) -> list[tuple[str, s
     return faults
 
 
+def resume_faults(events: list[dict[str, Any]], record: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where steps that a checkpoint had were taken again, as (head, sentence)."""
+    restarts = [event for event in events if event["type"] == "job.restarted"]
+    faults = [("wrong", f"it started anew: {event['cause']}") for event in restarts]
+    requeued = [event["step"] for event in events if event["type"] == "job.requeued"]
+    resumed = record["usage"]["resumed_steps"]
+    if record["status"] == "succeeded" and requeued and not restarts and resumed < requeued[-1]:
+        faults.append(("wrong", f"it was to go on from step {requeued[-1]}, {resumed} were saved"))
+    return faults
+
+
+@dataclass
+class Resuming:
+    """How many steps checkpoints have saved, of so many jobs that lost a worker when they should
+    have had one: interrupted while they had stepped for `LONG_SECONDS`.
+    """
+
+    steps: int = 0
+    interrupted: int = 0
+
+    def note(self, events: list[dict[str, Any]], record: dict[str, Any]) -> None:
+        """Counts one job."""
+        self.steps += record["usage"]["resumed_steps"]
+        least_seconds = record["input"]["step_seconds"]
+        began = reached = 0
+        for event in events:
+            reached = max(reached, (event.get("progress") or {}).get("step", 0))
+            if event["type"] == "job.requeued":
+                if (reached - began) * least_seconds >= LONG_SECONDS:
+                    self.interrupted += 1
+                    return
+                began = reached = event["step"]
+
+    def faults(self) -> list[str]:
+        """One or two may have had the bad luck of a full disk or an absent Redis."""
+        if self.interrupted < FEW or self.steps:
+            return []
+        return [f"{self.interrupted} long jobs lost their workers, no step was saved"]
+
+
 def lease_faults(redis: Redis) -> list[tuple[str, str]]:
-    """Leases and waiting entries that are left when every job has ended, as (key, sentence)."""
-    faults = [(LEASES, f"{left} is left") for left in redis.zrange(LEASES, 0, -1)]
-    for queue in redis.smembers(QUEUES):
+    """Leases, waiting entries and deadlines that are left when every job has ended, as (key,
+    sentence).
+    """
+    faults = [
+        (key, f"{left} is left")
+        for key in (LEASES, "denoised:deadlines")
+        for left in redis.zrange(key, 0, -1)
+    ]
+    for key in redis.scan_iter("denoised:held:*"):
+        faults += [(key.decode(), f"{left} is held") for left in redis.smembers(key)]
+    for queue in redis.smembers(QUEUES) | redis.smembers("denoised:lanes"):
         name = queue.decode()
         faults += [
             (name, f"{id_!r} still waits") for id_ in redis.lrange(f"rq:queue:{name}", 0, -1)

@@ -19,30 +19,36 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 from jobs.embedded_redis import EmbeddedRedis
-from tests.chaos.launcher import launch
-from tests.chaos.plan import API, KEEPERS, WORKERS
+from tests.chaos.ends import End
+from tests.chaos.launcher import launch, stops_file
+from tests.chaos.plan import APIS, KEEPERS, KEYED_API, WORKERS
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["tests.chaos.preload"])
 
 POLL_SECONDS = 0.02
 UP_SECONDS = 60.0
-STOP_SECONDS = 30.0
-
-EXIT_HUNG = 70
-"""Of a worker that noticed that it hangs (`workers.process.EXIT_BROKEN`)."""
+KILL_SECONDS = 30.0
+"""Who has not stopped for so long is killed."""
 
 
 @dataclass
 class Member:
-    """One place in the deployment and the process that fills it."""
+    """One place in the deployment and the process that fills it.
+
+    `causes` to `log_start` are about this process: what was sent to end it, when it was first told
+    to stop and whether it could know by then, and where its log begins.
+    """
 
     name: str
     arguments: tuple[str, ...]
+    env: dict[str, str]
     process: ForkServerProcess | None = None
     marker: Path | None = None
-    frozen: int = 0
     causes: set[signal.Signals] = field(default_factory=set)
+    told_at: float | None = None
+    knew_how: bool = True
+    log_start: int = 0
 
     @property
     def is_up(self) -> bool:
@@ -50,17 +56,8 @@ class Member:
         return self.process is not None and self.marker is not None and self.marker.exists()
 
 
-@dataclass(frozen=True)
-class End:
-    """The end of a process: its exit status, negative for a signal, and the signals it was sent."""
-
-    name: str
-    status: int
-    causes: frozenset[signal.Signals]
-
-
 class Fleet:
-    """Everything that runs; an async context manager. `url` is where the API answers.
+    """Everything that runs; an async context manager. `urls` are where the APIs answer.
 
     `settings` are `DENOISED_*` variables without their prefix. `sabotage` switches a safeguard off
     in every process, see `launcher`.
@@ -72,8 +69,8 @@ class Fleet:
         self.log_dir = folder / "logs"
         self.ends: list[End] = []
         self.starts: Counter[str] = Counter()
-        self._port = _free_port()
-        self.url = f"http://127.0.0.1:{self._port}"
+        ports = {name: _free_port() for name in APIS}
+        self.urls = {name: f"http://127.0.0.1:{port}" for name, port in ports.items()}
         for made in (self.control, self.log_dir):
             made.mkdir(parents=True)
         self._sabotage = sabotage
@@ -83,13 +80,18 @@ class Fleet:
             **{f"DENOISED_{name}": value for name, value in settings.items()},
             "DENOISED_REDIS_URL": self.redis.url,
             "DENOISED_DATA_DIR": str(folder / "data"),
-            "DENOISED_PORT": str(self._port),
             "OMP_NUM_THREADS": "1",
             "NO_COLOR": "1",
         }
         self.members = {
-            name: Member(name, (name.partition("-")[0],)) for name in (*WORKERS, *KEEPERS, API)
+            name: Member(name, (name.partition("-")[0],), self.env)
+            for name in (*WORKERS, *KEEPERS, *APIS)
         }
+        for name, port in ports.items():
+            self.members[name].env = self.env | {
+                "DENOISED_PORT": str(port),
+                "DENOISED_REQUIRE_KEYS": "always" if name == KEYED_API else "never",
+            }
         self._keeping: asyncio.Task[None] | None = None
         self._wanted = set(self.members)
 
@@ -124,7 +126,7 @@ class Fleet:
         return self.members[name]
 
     async def send(self, name: str, signum: signal.Signals) -> None:
-        """Waits until the process is there and sends it a signal; one that is to end it wakes it.
+        """Waits until the process is there and sends it a signal.
 
         A process that ends in this very moment is replaced, and the next one gets the signal.
         """
@@ -134,9 +136,7 @@ class Fleet:
             assert member.process.pid is not None
             # Not collected yet, so the id cannot be somebody else's.
             if member.process.is_alive():
-                if signum in (signal.SIGKILL, signal.SIGTERM):
-                    member.causes.add(signum)
-                os.kill(member.process.pid, signum)
+                self._kill(member, member.process.pid, signum)
                 return
             await asyncio.sleep(POLL_SECONDS)
 
@@ -156,9 +156,8 @@ class Fleet:
         for name in names:
             process = self.members[name].process
             if process is not None and process.pid is not None and process.is_alive():
-                self.members[name].causes.add(signal.SIGTERM)
-                os.kill(process.pid, signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
+                self._kill(self.members[name], process.pid, signal.SIGTERM)
+        deadline = time.monotonic() + KILL_SECONDS
         while any(self.members[name].process is not None for name in names):
             await asyncio.sleep(POLL_SECONDS)
             if time.monotonic() > deadline:
@@ -175,30 +174,40 @@ class Fleet:
         """Starts it again on its files, at the same address."""
         self.redis = EmbeddedRedis.start(self.folder / "redis")
 
-    def unexpected_ends(self, *, hangs: bool, crashes: bool) -> list[str]:
-        """Ends that nothing explains. With `hangs` or `crashes` some jobs bring them about."""
-        found = []
-        for end in self.ends:
-            allowed = {-cause for cause in end.causes}
-            if signal.SIGTERM in end.causes:
-                allowed.add(0)
-            if end.name in WORKERS:
-                allowed |= {EXIT_HUNG} if hangs else set()
-                allowed |= {-signal.SIGKILL} if crashes else set()
-            if end.status not in allowed:
-                causes = ", ".join(cause.name for cause in end.causes) or "no signal"
-                found.append(f"{end.name} ended with status {end.status} after {causes}")
-        return found
+    def _kill(self, member: Member, pid: int, signum: signal.Signals) -> None:
+        """Sends a signal; of one that is to end the process it is noted that it was."""
+        if signum in (signal.SIGKILL, signal.SIGTERM):
+            member.causes.add(signum)
+        if signum is signal.SIGTERM:
+            member.told_at = member.told_at or time.monotonic()
+            member.knew_how = member.knew_how and stops_file(self.control, pid).exists()
+        os.kill(pid, signum)
+
+    def _note_end(self, member: Member, status: int) -> None:
+        log, said, told_at = self._log(member), "", member.told_at
+        if log.exists():
+            said = log.read_bytes()[member.log_start :].decode(errors="replace")
+        seconds = 0.0 if told_at is None else time.monotonic() - told_at
+        causes = frozenset(member.causes)
+        self.ends.append(End(member.name, status, causes, member.knew_how, seconds, said))
+        if member.marker is not None:
+            member.marker.unlink(missing_ok=True)
+            stops_file(self.control, int(member.marker.name)).unlink(missing_ok=True)
+
+    def _log(self, member: Member) -> Path:
+        return self.log_dir / f"{member.name}.log"
 
     def _start(self, member: Member) -> None:
-        log = self.log_dir / f"{member.name}.log"
+        log = self._log(member)
+        member.log_start = log.stat().st_size if log.exists() else 0
         process = PROCESSES.Process(
             target=launch,
-            args=(member.arguments, self.env, self.control, log, self._sabotage),
+            args=(member.arguments, member.env, self.control, log, self._sabotage),
             name=member.name,
         )
         process.start()
         member.process, member.causes = process, set()
+        member.told_at, member.knew_how = None, True
         member.marker = self.control / str(process.pid)
         self.starts[member.name] += 1
 
@@ -207,9 +216,7 @@ class Fleet:
             for member in self.members.values():
                 process = member.process
                 if process is not None and process.exitcode is not None:
-                    self.ends.append(End(member.name, process.exitcode, frozenset(member.causes)))
-                    if member.marker is not None:
-                        member.marker.unlink(missing_ok=True)
+                    self._note_end(member, process.exitcode)
                     process.close()
                     member.process = None
                 if member.process is None and member.name in self._wanted:

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 SABOTAGES = ("fence", "reaper", "checkpoint-fence")
 """Safeguards that `launch` can switch off."""
@@ -41,6 +42,7 @@ def launch(
     os.environ.update(env)
     _install_clock(control)
     _install_disk(control)
+    _tell_of_handler(stops_file(control, os.getpid()))
 
     from denoised.lifeline import die_with
 
@@ -69,6 +71,16 @@ def slow_disk_file(control: Path) -> Path:
     return control / "disk-slow"
 
 
+def stops_file(control: Path, pid: int) -> Path:
+    """Is there once the process handles SIGTERM."""
+    return control / f"{pid}.stops"
+
+
+def syncs_file(control: Path, pid: int) -> Path:
+    """Is there while a file of the process is held up by the slow disk."""
+    return control / f"{pid}.syncs"
+
+
 def _install_clock(control: Path) -> None:
     true_wall, true_monotonic = time.time, time.monotonic
     moved = {"wall": 0.0, "monotonic": 0.0}
@@ -84,6 +96,7 @@ def _install_clock(control: Path) -> None:
 
 def _install_disk(control: Path) -> None:
     full, slow = full_disk_file(control), slow_disk_file(control)
+    syncs = syncs_file(control, os.getpid())
     true_fsync = os.fsync
 
     def fsync(descriptor: int) -> None:
@@ -91,10 +104,24 @@ def _install_disk(control: Path) -> None:
             if full.exists():
                 raise OSError(28, "No space left on device")
             if slow.exists():
+                syncs.touch()
                 time.sleep(float(slow.read_text() or 0))
+                syncs.unlink(missing_ok=True)
         true_fsync(descriptor)
 
     os.fsync = fsync
+
+
+def _tell_of_handler(file: Path) -> None:
+    true_signal = signal.signal
+
+    def install(signum: int, handler: Any) -> Any:
+        former = true_signal(signum, handler)
+        if signum == signal.SIGTERM:
+            file.touch()
+        return former
+
+    signal.signal = install
 
 
 def _switch_off(safeguard: str) -> None:

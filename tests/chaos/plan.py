@@ -14,7 +14,14 @@ from typing import Any, Literal
 
 WORKERS = ("worker-0", "worker-1", "worker-2")
 KEEPERS = ("keeper-0", "keeper-1")
-API = "api-0"
+KEYED_API, OPEN_API = APIS = ("api-0", "api-1")
+"""One asks for API keys, the other for none and serves those who have none."""
+
+API_KEYS = 2
+"""How many there are; some jobs come without any."""
+
+AMPLE_SECONDS = 1800.0
+"""A deadline that every job meets, and none would if clocks that jump by an hour were asked."""
 
 OUTAGES = (2.0, 15.0, 45.0, 0.0, 2.0)
 """Seconds for which Redis is away, in turn; 0 is a kill with a restart at once."""
@@ -41,7 +48,8 @@ class PlannedJob:
     """A job and the end it must come to.
 
     `ending` is "succeeded" or the code of the failure. With `cancel_after` seconds it may also be
-    cancelled. `sent_twice`: the client asks again though it has had its answer.
+    cancelled, and with `deadline_seconds` be stopped when they are over. `sent_twice`: the client
+    asks again though it has had its answer. `api_key`: the number of its API key, None without.
     """
 
     number: int
@@ -52,6 +60,8 @@ class PlannedJob:
     ending: str = "succeeded"
     cancel_after: float | None = None
     sent_twice: bool = False
+    api_key: int | None = None
+    deadline_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,9 +91,9 @@ class Plan:
         """The same for the same plan."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
-    def has(self, failure: str) -> bool:
-        """Whether some job is to fail in this way."""
-        return any(job.input.get("failure") == failure for job in self.jobs)
+    def count(self, failure: str) -> int:
+        """How many jobs are to fail in this way."""
+        return sum(job.input.get("failure") == failure for job in self.jobs)
 
 
 def make_plan(
@@ -120,7 +130,7 @@ def _blows(chance: random.Random, seconds: float, kills: int, lease: float) -> l
 
     def anyone() -> str:
         # Workers hold the jobs, so most of it hits them.
-        return chance.choice((*WORKERS, *WORKERS, *WORKERS, *KEEPERS, API, API))
+        return chance.choice((*WORKERS, *WORKERS, *WORKERS, *KEEPERS, *APIS))
 
     blows = [Blow(at(), "kill", anyone()) for _ in range(kills)]
     for _ in range(-(-kills // 4)):
@@ -164,7 +174,7 @@ def _job(chance: random.Random, number: int, span: float, jobs: int) -> PlannedJ
         "width": chance.choice((32, 64)),
         "step_seconds": chance.choice((0.0, 0.002, 0.005, 0.02, 0.05)),
     }
-    ending, cancel_after = "succeeded", None
+    ending, cancel_after, deadline_seconds = "succeeded", None, None
     # A few of the worst in every run, however short. They come early: each takes a worker down with
     # every attempt, which takes its time.
     if number < max(1, jobs // 500):
@@ -185,6 +195,11 @@ def _job(chance: random.Random, number: int, span: float, jobs: int) -> PlannedJ
             given |= {"num_inference_steps": 20, "step_seconds": 0.05}
         elif kind < 0.14:
             given |= {"num_inference_steps": 40, "step_seconds": chance.uniform(0.05, 0.1)}
+        elif kind < 0.18:
+            deadline_seconds = chance.uniform(1.5, 4.0)
+            given |= {"num_inference_steps": 20, "step_seconds": 0.05}
+        elif kind < 0.25:
+            deadline_seconds = AMPLE_SECONDS
     if given.get("failure") in ("crash", "hang", "error"):
         given["failure_step"] = chance.randint(1, given["num_inference_steps"])
     return PlannedJob(
@@ -196,4 +211,6 @@ def _job(chance: random.Random, number: int, span: float, jobs: int) -> PlannedJ
         ending=ending,
         cancel_after=cancel_after,
         sent_twice=chance.random() < 0.1,
+        api_key=chance.choice((None, *range(API_KEYS))),
+        deadline_seconds=deadline_seconds,
     )

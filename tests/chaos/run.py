@@ -13,9 +13,13 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 from config.settings import Settings
+from denoised.supervisor import STOP_SECONDS
+from jobs.api_keys import KeyStore, Quotas
 from jobs.blobs import FileBlobStore
 from jobs.connections import connect
 from jobs.keeper import Keeper
@@ -23,15 +27,21 @@ from models.catalogue import discover
 from tests.chaos.attack import Attack
 from tests.chaos.checks import JobCheck, file_faults, key_faults, lease_faults
 from tests.chaos.clients import Accepted, Clients
+from tests.chaos.ends import end_faults
 from tests.chaos.expected import ExpectedFiles
 from tests.chaos.fleet import UP_SECONDS, Fleet
 from tests.chaos.launcher import SABOTAGES
-from tests.chaos.plan import API, KEEPERS, WORKERS, Plan, make_plan
+from tests.chaos.plan import API_KEYS, APIS, KEEPERS, WORKERS, Plan, make_plan
 from tests.chaos.verdict import Findings, Report
 
 LEASE_SECONDS = 2.5
 MAX_ATTEMPTS = 8
 """More than a sound job can lose by chance while workers are killed every few seconds."""
+
+DRAIN_SECONDS = 1.5
+
+QUOTAS = (Quotas(), Quotas(max_running=4))
+"""Of the API keys. Who is held to so many stands still when ended jobs stay among them."""
 
 SETTINGS = {
     "MODELS": "fake",
@@ -42,7 +52,7 @@ SETTINGS = {
     "HEARTBEAT_SECONDS": "0.6",
     "REAP_SECONDS": "0.2",
     "STEP_TIMEOUT_SECONDS": "12",
-    "DRAIN_SECONDS": "1.5",
+    "DRAIN_SECONDS": str(DRAIN_SECONDS),
     "MAX_ATTEMPTS": str(MAX_ATTEMPTS),
     # Only the longest jobs of a plan get any.
     "CHECKPOINT_SECONDS": "0.5",
@@ -54,27 +64,41 @@ SETTINGS = {
 POLL_SECONDS = 0.5
 
 
+Strike = Callable[[Fleet], Awaitable[None]]
+"""A blow that waits for its moment."""
+
+
 async def run_plan(
-    plan: Plan, folder: Path, *, sabotage: str | None = None, patience_seconds: float = 90.0
+    plan: Plan,
+    folder: Path,
+    *,
+    sabotage: str | None = None,
+    strike: Strike | None = None,
+    patience_seconds: float = 90.0,
 ) -> Report:
     """Carries a plan out in `folder`, which is empty; logs of all processes stay there.
 
-    When the plan is over, waits for the rest of the jobs for as long as one ends at least every
-    `patience_seconds`.
+    After the plan's blows falls `strike`. When that is over, waits for the rest of the jobs for as
+    long as one ends at least every `patience_seconds`.
     """
     began = time.monotonic()
     [spec] = discover(["fake"])
     findings = Findings()
     expected = ExpectedFiles(spec, folder / "digests.json")
-    async with (
-        Fleet(folder, SETTINGS, sabotage) as fleet,
-        Clients(fleet.url, plan) as clients,
-    ):
+    async with AsyncExitStack() as stack:
+        fleet = await stack.enter_async_context(Fleet(folder, SETTINGS, sabotage))
+        with connect(fleet.redis.url) as redis:
+            made = [KeyStore(redis).create(f"key {n}", QUOTAS[n]) for n in range(API_KEYS)]
+        tokens = [token for _, token in made]
+        clients = await stack.enter_async_context(Clients(fleet.urls, tokens, plan))
         async with asyncio.timeout(UP_SECONDS):
             await clients.ready(len(WORKERS))
         attack = Attack(fleet, plan)
         submitting = asyncio.create_task(clients.run())
         await attack.run()
+        if strike is not None:
+            async with asyncio.timeout(UP_SECONDS):
+                await strike(fleet)
         try:
             async with asyncio.timeout(patience_seconds):
                 await submitting
@@ -89,8 +113,14 @@ async def run_plan(
             await check.run()
             await fleet.stop(*WORKERS)
             await _check_leftovers(fleet, clients, check, blobs, findings)
-    for end in fleet.unexpected_ends(crashes=plan.has("crash"), hangs=plan.has("hang")):
-        findings.add("wrong", end, "nothing explains it")
+    for subject, what in end_faults(
+        fleet.ends,
+        hangs=MAX_ATTEMPTS * plan.count("hang"),
+        crashes=MAX_ATTEMPTS * plan.count("crash"),
+        # When `denoised serve` would kill a worker, and twice the lease for which it may be frozen.
+        stop_seconds=DRAIN_SECONDS + STOP_SECONDS + 2 * LEASE_SECONDS,
+    ):
+        findings.add("wrong", subject, what)
     return Report(
         seed=plan.seed,
         plan_digest=plan.digest,
@@ -103,6 +133,10 @@ async def run_plan(
         endings=check.endings,
         attempts=check.attempts,
         retries=clients.retries,
+        refused_deadlines=clients.refused,
+        resumed_steps=check.resuming.steps,
+        interrupted=check.resuming.interrupted,
+        longest_stop=max((end.seconds for end in fleet.ends), default=0.0),
     )
 
 
@@ -141,8 +175,10 @@ async def _check_leftovers(
             findings.add("wrong", subject, what)
         for job in clients.accepted:
             for id_ in job.ids:
-                await clients.insist("DELETE", f"/v1/jobs/{id_}")
-        await fleet.stop(API, *KEEPERS)
+                await clients.insist("DELETE", f"/v1/jobs/{id_}", job.planned.api_key)
+        await fleet.stop(*APIS, *KEEPERS)
+        for api_key in (keys := KeyStore(redis)).all():
+            keys.revoke(api_key.id)
         # One round forgets a hundred jobs.
         while keeper.run_once().expired:
             pass

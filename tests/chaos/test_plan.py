@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from tests.chaos.plan import OUTAGES, make_plan
+from tests.chaos.plan import AMPLE_SECONDS, APIS, KEEPERS, OUTAGES, WORKERS, make_plan
 
 
 def test_the_same_seed_gives_the_same_plan_and_another_one_another() -> None:
@@ -18,7 +18,7 @@ def test_the_same_seed_gives_the_same_plan_and_another_one_another() -> None:
 
 
 def test_the_digest_is_the_same_on_every_machine() -> None:
-    assert make_plan(1, jobs=10, kills=2, outages=1).digest == "3aca7cc69ae5"
+    assert make_plan(1, jobs=10, kills=2, outages=1).digest == "5daaa0a59af2"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -29,14 +29,18 @@ def test_a_full_run_has_every_blow_and_every_kind_of_job(seed: int) -> None:
     assert blows["redis-kill"] + blows["redis-freeze"] == 5
     assert min(blows[kind] for kind in ("stop", "freeze", "clock", "disk-full", "disk-slow")) >= 20
     hit = {blow.target for blow in plan.blows if blow.kind == "kill"}
-    assert hit == {"worker-0", "worker-1", "worker-2", "keeper-0", "keeper-1", "api-0"}
+    assert hit == {*WORKERS, *KEEPERS, *APIS}
     assert len(plan.jobs) == 2000
     endings = Counter(job.ending for job in plan.jobs)
     assert set(endings) == {"succeeded", "worker_lost", "internal", "out_of_memory"}
     assert endings["worker_lost"] == 6
-    assert all(plan.has(failure) for failure in ("crash", "hang", "error", "out_of_memory"))
+    assert all(plan.count(failure) for failure in ("crash", "hang", "error", "out_of_memory"))
     assert any(job.cancel_after is not None for job in plan.jobs)
     assert {job.deterministic for job in plan.jobs} == {False, True}
+    assert {job.api_key for job in plan.jobs} == {None, 0, 1}
+    deadlines = {job.deadline_seconds for job in plan.jobs} - {None}
+    assert AMPLE_SECONDS in deadlines
+    assert min(deadlines) < 4
 
 
 @pytest.mark.parametrize("seed", range(20))

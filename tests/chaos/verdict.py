@@ -55,6 +55,10 @@ class Report:
     endings: Counter[str] = field(default_factory=Counter)
     attempts: Counter[int] = field(default_factory=Counter)
     retries: int = 0
+    refused_deadlines: int = 0
+    resumed_steps: int = 0
+    interrupted: int = 0
+    longest_stop: float = 0.0
 
     @property
     def is_clean(self) -> bool:
@@ -76,7 +80,10 @@ class Report:
             f"blows: {_listed(self.blows)}",
             f"ends: {_listed(self.endings)}",
             f"attempts: {_listed(self.attempts)}",
-            f"requests tried again: {self.retries}",
+            f"requests tried again: {self.retries}, without deadline: {self.refused_deadlines}",
+            f"long jobs that lost a worker: {self.interrupted}, "
+            f"steps that checkpoints saved: {self.resumed_steps}",
+            f"longest stop: {self.longest_stop:.1f} s",
         ]
 
 
