@@ -15,12 +15,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
 from bench.deployments import Deployment, bare, spread
-from bench.run import table
+from bench.goals import Goal, holds, none
+from bench.run import report
 from denoised.client import JobEvent
 
 WORKERS = 2
@@ -39,25 +41,15 @@ def run(
         exits = [_drain(here, load, drain_seconds) for _ in range(rounds)]
         here.await_workers(WORKERS, "idle", "busy")
         outcomes = [load.outcome(job) for job in load.jobs]
-    figures = {
+    return {
         "model": here.model,
         "rounds": rounds,
         "grace_seconds": drain_seconds,
-        "exited_with_0_in_time": sum(
-            status == 0 and seconds <= drain_seconds for status, seconds in exits
-        ),
         "exit_seconds": spread([seconds for _, seconds in exits]),
         "jobs": len(outcomes),
         "handed_back": sum(outcome.handed_back for outcome in outcomes),
-        "lost": sum(outcome.is_lost for outcome in outcomes),
-        "attempts_lost": sum(outcome.attempts_lost for outcome in outcomes),
-        "restarted_from_zero": sum(outcome.restarts for outcome in outcomes),
-        "steps_taken_again": sum(outcome.steps_again for outcome in outcomes),
+        "goals": _goals(exits, outcomes, drain_seconds),
     }
-    spoiled = ("lost", "attempts_lost", "restarted_from_zero", "steps_taken_again")
-    # Where nothing was handed back nothing was shown.
-    held = figures["exited_with_0_in_time"] == rounds and figures["handed_back"] > 0
-    return {**figures, "all_held": held and not any(figures[name] for name in spoiled)}
 
 
 @dataclass(frozen=True)
@@ -69,6 +61,21 @@ class _Outcome:
     attempts_lost: int
     restarts: int
     steps_again: int
+
+
+def _goals(
+    exits: Sequence[tuple[int | None, float]], outcomes: Sequence[_Outcome], grace: float
+) -> list[Goal]:
+    late = sum(status != 0 or seconds > grace for status, seconds in exits)
+    return [
+        none("exits that were late or not with status 0", late),
+        # Else nothing was shown.
+        holds("jobs were handed back", any(outcome.handed_back for outcome in outcomes)),
+        none("jobs lost", sum(outcome.is_lost for outcome in outcomes)),
+        none("attempts lost", sum(outcome.attempts_lost for outcome in outcomes)),
+        none("restarts from zero", sum(outcome.restarts for outcome in outcomes)),
+        none("steps taken again", sum(outcome.steps_again for outcome in outcomes)),
+    ]
 
 
 class _Load:
@@ -150,14 +157,14 @@ def main() -> int:
     parser.add_argument("--drain-seconds", type=float, default=8.0)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    figures = run(
-        arguments.model,
-        rounds=arguments.rounds,
-        drain_seconds=arguments.drain_seconds,
-        seed=arguments.seed,
+    return report(
+        run(
+            arguments.model,
+            rounds=arguments.rounds,
+            drain_seconds=arguments.drain_seconds,
+            seed=arguments.seed,
+        )
     )
-    print(table(figures))
-    return 0 if figures["all_held"] else 1
 
 
 if __name__ == "__main__":

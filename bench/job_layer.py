@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 import tempfile
 import time
 import uuid
@@ -23,6 +24,7 @@ from redis import Redis
 from rq import Queue, SimpleWorker
 from rq.serializers import JSONSerializer
 
+from bench.goals import at_least
 from config.settings import Settings
 from jobs.connections import connect, connect_async
 from jobs.embedded_redis import EmbeddedRedis
@@ -31,6 +33,7 @@ from jobs.store import JobStore
 from jobs.types import ClaimedJob, NewJob, Outcome, Progress, Stage, Status
 
 MODEL = "bench-model"
+LEAST_RATIO = 3.9
 ROUNDS = 5
 JOBS = 200
 CALLS = 200
@@ -243,7 +246,6 @@ def run() -> dict[str, Any]:
             "ratio, median of rounds": median(ratios),
             "ratio, lowest": min(ratios),
             "ratio, highest": max(ratios),
-            "goal": 3.9,
         },
         "worker's processor time, us per job": {
             "denoised": 1e6 * median(ours.cpu for ours, *_ in rounds),
@@ -263,15 +265,16 @@ def run() -> dict[str, Any]:
         },
         "rounds": ROUNDS,
         "jobs per round": JOBS,
+        "goals": [at_least("jobs per second, times RQ's", median(ratios), LEAST_RATIO)],
     }
 
 
-def main() -> None:
+def main() -> int:
     """Prints the figures."""
-    from bench.run import table
+    from bench.run import report
 
-    print(table(run()))
+    return report(run())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,7 +4,8 @@ Twice: where workers run by themselves, so that only a lapsed lease tells of the
 host is lost; and below `denoised serve`, whose supervisor sees its workers end. Each round submits
 the same deterministic job, kills the worker that holds it once it has taken a number of steps, and
 follows the job to its end; nothing is measured while the dead worker is replaced. The other worker
-is warm: it has the model in memory and is idle.
+is warm: it has the model in memory and is idle. To hold: the outputs are those of the unbroken run,
+and where there was time for a checkpoint no job starts again from zero.
 """
 
 from __future__ import annotations
@@ -12,17 +13,22 @@ from __future__ import annotations
 import argparse
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
 from bench.deployments import Deployment, at, bare, served, spread
-from bench.run import table
+from bench.goals import Goal, none
+from bench.run import report
 from denoised.client import JobEvent
 
 WORKERS = 2
 MOST_STEPS = 300
+KILL_AFTER = 0.6
+"""Of the steps of a job."""
+
 PROMPT = "a red circle moving right on a blue background"
 
 
@@ -42,6 +48,10 @@ def run(
         "rounds": rounds,
         "worker_by_itself": by_lease,
         "worker_below_serve": by_supervisor,
+        "goals": [
+            *_goals("by itself", by_lease, checkpoint_seconds),
+            *_goals("below serve", by_supervisor, checkpoint_seconds),
+        ],
     }
 
 
@@ -60,7 +70,7 @@ class _Kill:
 def _measure(here: Deployment, rounds: int) -> dict[str, Any]:
     here.await_workers(WORKERS, "idle")
     unbroken, seconds = _follow(here, _submit(here))
-    kill_at = max(1, int(0.6 * _steps(here)))
+    kill_at = max(1, int(KILL_AFTER * _steps(here)))
     kills = []
     for _ in range(rounds):
         here.await_workers(WORKERS, "idle")
@@ -76,8 +86,16 @@ def _measure(here: Deployment, rounds: int) -> dict[str, Any]:
         },
         "steps_saved": spread([kill.resumed_steps for kill in kills]),
         "steps_taken_again": spread([kill.lost_steps for kill in kills]),
-        "identical_to_the_unbroken_run": f"{identical} of {rounds}",
+        "restarted_from_zero": sum(kill.resumed_steps == 0 for kill in kills),
+        "not_identical_to_the_unbroken_run": rounds - identical,
     }
+
+
+def _goals(where: str, figures: dict[str, Any], checkpoint_seconds: float) -> list[Goal]:
+    goals = [none(f"outputs that differ, {where}", figures["not_identical_to_the_unbroken_run"])]
+    if KILL_AFTER * figures["unbroken_seconds"] > 2 * checkpoint_seconds:
+        goals.append(none(f"restarts from zero, {where}", figures["restarted_from_zero"]))
+    return goals
 
 
 def _steps(here: Deployment) -> int:
@@ -129,8 +147,8 @@ def _digests(here: Deployment, job_id: str, last: JobEvent) -> list[str]:
     return [output.sha256 for output in here.client.get(job_id).outputs]
 
 
-def main() -> None:
-    """Print the figures for one model."""
+def main() -> int:
+    """Print the figures for one model; 1 when something does not hold."""
     parser = argparse.ArgumentParser(prog="python -m bench.recovery", description=__doc__)
     parser.add_argument("--model", default="wan-vace-demo", help="bundled id or checkpoint folder")
     parser.add_argument("--rounds", type=int, default=20)
@@ -139,8 +157,8 @@ def main() -> None:
     figures = run(
         arguments.model, rounds=arguments.rounds, checkpoint_seconds=arguments.checkpoint_seconds
     )
-    print(table(figures))
+    return report(figures)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,9 @@
-"""`make bench`: run every benchmark module, print its tables, keep the figures as JSON.
+"""`make bench`: run every benchmark module, print its tables and goals, keep the figures as JSON.
 
-Each module runs in a process of its own, so that none measures what another left in memory. The
-result goes to `bench/results/<date>-<kind of host>.json` with machine, versions and commands.
+A benchmark fails when it raises, and when a property among its goals does not hold (`bench.goals`);
+then so does the run, after all others have had their turn. Each module runs in a process of its
+own, so that none measures what another left in memory. The result goes to
+`bench/results/<date>-<kind of host>.json` with machine, versions and commands.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import goals
 from bench.machine import describe, host_kind
 
 FOLDER = Path(__file__).parent
@@ -62,6 +65,14 @@ def _text(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def report(figures: dict[str, Any]) -> int:
+    """Print figures and what became of the goals; 1 when a property does not hold, else 0."""
+    print(table({name: value for name, value in figures.items() if name != "goals"}))
+    for line in goals.lines(figures):
+        print(line)
+    return int(bool(goals.broken(figures)))
+
+
 def run_module(name: str) -> dict[str, Any]:
     """Run one benchmark in a fresh interpreter; its figures, or what went wrong."""
     command = [sys.executable, "-m", "bench.run", "--only", name]
@@ -80,7 +91,10 @@ def run_module(name: str) -> dict[str, Any]:
         entry["failed"] = f"exit status {status}"
         print(f"  FAILED with exit status {status}", flush=True)
     else:
-        print(table(figures), flush=True)
+        if report(figures):
+            entry["failed"] = f"does not hold: {', '.join(goals.broken(figures))}"
+            print("  FAILED: " + entry["failed"])
+        sys.stdout.flush()
     return entry
 
 
@@ -101,7 +115,7 @@ def write_results(entries: dict[str, Any]) -> Path:
 
 
 def main() -> int:
-    """0 when every benchmark ran."""
+    """0 when every benchmark ran and all properties hold."""
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__)
     parser.add_argument("names", nargs="*", help=f"benchmarks to run: {benchmark_names()}")
     parser.add_argument("--only", help=argparse.SUPPRESS)

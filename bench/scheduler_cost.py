@@ -3,15 +3,18 @@
 One decision is everything the scheduler does at a step boundary: choosing the batch (`schedule`),
 which classes may be claimed (`open_ranks`), booking the step (`advance`); and for every tenth a
 departure and an arrival. The limits are those that the engine uses, measured and settled. Medians
-and means over all decisions, in microseconds of this machine. Goal: at most 50 at 1,000.
+and means over all decisions, in microseconds of this machine. Goal: a median of at most 50 at
+1,000; the 99th percentile, in which the machine's other work shows, stands beside it.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from typing import Any
 
+from bench.goals import at_most
 from workers.batch_limits import BatchLimits
 from workers.roster import Resident, Roster
 from workers.scheduler import open_ranks, schedule
@@ -34,8 +37,14 @@ def run(decisions: int = DECISIONS) -> dict[str, Any]:
         for count in SIZES
         for name, (keys, ranks) in _KEYS.items()
     ]
-    worst = max(row["p50_us"] for row in rows if row["residents"] == SIZES[-1])
-    return {"decisions": rows, "worst_p50_us_at_1000": worst, "goal_us": GOAL_US}
+    most = [row for row in rows if row["residents"] == SIZES[-1]]
+    worst, worst_p99 = (max(row[name] for row in most) for name in ("p50_us", "p99_us"))
+    return {
+        "decisions": rows,
+        "worst_p50_us_at_1000": worst,
+        "worst_p99_us_at_1000": worst_p99,
+        "goals": [at_most("p50 at 1,000 residents, us", worst, GOAL_US)],
+    }
 
 
 def _measure(count: int, keys: int, ranks: int, decisions: int) -> dict[str, float]:
@@ -79,12 +88,12 @@ def _settled_limits(keys: int) -> BatchLimits:
     return limits
 
 
-def main() -> None:
+def main() -> int:
     """Print the figures."""
-    from bench.run import table
+    from bench.run import report
 
-    print(table(run()))
+    return report(run())
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

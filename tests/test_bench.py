@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -15,10 +16,13 @@ import bench.run
 from bench import (
     day,
     day_load,
+    drain,
     fuzz_gguf,
     gguf_loading,
+    goals,
     gpu_check,
     gpu_check_wan,
+    heartbeat,
     wan_gguf,
     wan_gguf_14b,
 )
@@ -34,6 +38,7 @@ from bench.synthetic_gguf import (
     write_random_model,
 )
 from bench.wan_steps import Clip
+from config.settings import Settings
 from models.wan.autoencoder_config import WanAutoencoderConfig
 from models.weights.gguf.dequantize import dequantize
 from models.weights.gguf.file import GgufFile
@@ -76,6 +81,76 @@ def test_results_of_one_day_and_machine_are_kept_together(tmp_path, monkeypatch)
     document = json.loads(path.read_text())
     assert set(document["benchmarks"]) == {"a", "b"}
     assert document["machine"]["versions"]["torch"] == torch.__version__
+
+
+def test_a_property_that_does_not_hold_fails_a_benchmark_and_a_slow_machine_does_not(capsys):
+    late, lost = goals.at_most("ms", 3.0, 2.0), goals.none("lost", 1)
+    sound = [goals.at_least("ratio", 3.0, 2.0), goals.none("lost", 0), goals.holds("same", True)]
+    assert bench.run.report({"figure": 1, "goals": [*sound, late]}) == 0
+    assert bench.run.report({"figure": 1, "goals": [lost]}) == 1
+    assert bench.run.report({"goals": [goals.holds("same", False)]}) == 1
+    assert bench.run.report({"figure": 1}) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert "  goal ms: 3 (at most 2): NOT met" in printed
+    assert "  goal ratio: 3 (at least 2): met" in printed
+    assert "  goal lost: 1 (must be 0): NOT met" in printed
+
+
+def test_a_run_fails_with_a_property_and_keeps_the_figures(monkeypatch):
+    figures = {"x": 1, "goals": [goals.none("lost", 1)]}
+    kept = {}
+
+    def only(command, **_):
+        Path(command[-1]).write_text(json.dumps(figures))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(bench.run.subprocess, "run", only)
+    monkeypatch.setattr(bench.run, "write_results", lambda entries: kept.update(entries) or HERE)
+    monkeypatch.setattr(sys, "argv", ["bench.run", "drain"])
+    assert bench.run.main() == 1
+    assert kept["drain"]["figures"] == figures
+    assert kept["drain"]["failed"] == "does not hold: lost"
+    figures["goals"] = [goals.at_most("ms", 2.0, 1.0)]
+    assert bench.run.main() == 0
+
+
+def drained(**spoiled):
+    """What became of a job that was handed back once and lost nothing by it."""
+    sound = {"is_lost": False, "handed_back": 1, "attempts_lost": 0, "restarts": 0}
+    return drain._Outcome(**(sound | {"steps_again": 0} | spoiled))
+
+
+@pytest.mark.parametrize(
+    ("left", "outcome", "is_sound"),
+    [
+        ((0, 2.0), drained(), True),
+        ((1, 2.0), drained(), False),
+        ((0, 9.0), drained(), False),
+        ((None, 60.0), drained(), False),
+        ((0, 2.0), drained(handed_back=0), False),
+        ((0, 2.0), drained(is_lost=True), False),
+        ((0, 2.0), drained(attempts_lost=1), False),
+        ((0, 2.0), drained(restarts=1), False),
+        ((0, 2.0), drained(steps_again=3), False),
+    ],
+)
+def test_a_drain_that_costs_anything_fails_its_benchmark(left, outcome, is_sound):
+    found = drain._goals([left], [outcome], grace=8.0)
+    assert (goals.broken({"goals": found}) == []) == is_sound
+
+
+def test_a_load_that_keeps_pythons_lock_is_seen_to_hold_up_the_heartbeat():
+    # A call through PyDLL keeps it.
+    figures = heartbeat.measure(
+        lambda: ctypes.PyDLL(None).usleep(200_000), Settings(heartbeat_seconds=0.01)
+    )
+    assert figures["held_up_seconds"] > 0.15
+    assert [goal["must_hold"] for goal in figures["goals"]] == [False]
+
+
+def test_the_heartbeat_is_measured_beside_the_load_of_a_whole_model():
+    figures = heartbeat.run(TINY, processes=1)
+    assert figures["load_seconds"] >= figures["longest_between_beats_seconds"] > 0
 
 
 def test_a_benchmark_that_fails_is_reported_and_the_others_go_on(monkeypatch, capfd):

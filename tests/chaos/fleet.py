@@ -28,7 +28,7 @@ PROCESSES.set_forkserver_preload(["tests.chaos.preload"])
 
 POLL_SECONDS = 0.02
 UP_SECONDS = 60.0
-KILL_SECONDS = 30.0
+KILL_SECONDS = 45.0
 """Who has not stopped for so long is killed."""
 
 

@@ -21,7 +21,7 @@ from config.settings import Settings
 from denoised.supervisor import STOP_SECONDS
 from jobs.api_keys import KeyStore, Quotas
 from jobs.blobs import FileBlobStore
-from jobs.connections import connect
+from jobs.connections import SOCKET_TIMEOUT, connect
 from jobs.keeper import Keeper
 from models.catalogue import discover
 from tests.chaos.attack import Attack
@@ -39,6 +39,11 @@ MAX_ATTEMPTS = 8
 """More than a sound job can lose by chance while workers are killed every few seconds."""
 
 DRAIN_SECONDS = 1.5
+
+STOP_WITHIN_SECONDS = DRAIN_SECONDS + STOP_SECONDS + 2 * LEASE_SECONDS + 2 * SOCKET_TIMEOUT
+"""When `denoised serve` would have killed a worker; and it may have been frozen meanwhile for two
+leases, and have waited for a frozen Redis.
+"""
 
 QUOTAS = (Quotas(), Quotas(max_running=4))
 """Of the API keys. Who is held to so many stands still when ended jobs stay among them."""
@@ -117,8 +122,7 @@ async def run_plan(
         fleet.ends,
         hangs=MAX_ATTEMPTS * plan.count("hang"),
         crashes=MAX_ATTEMPTS * plan.count("crash"),
-        # When `denoised serve` would kill a worker, and twice the lease for which it may be frozen.
-        stop_seconds=DRAIN_SECONDS + STOP_SECONDS + 2 * LEASE_SECONDS,
+        stop_seconds=STOP_WITHIN_SECONDS,
     ):
         findings.add("wrong", subject, what)
     return Report(
