@@ -5,6 +5,7 @@ for that.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from config.settings import Settings
 from jobs.blobs import FileBlobStore
@@ -14,7 +15,6 @@ from workers.batch_limits import BatchLimits
 from workers.checkpoints import Checkpoints
 from workers.device import Device
 from workers.engine import Engine
-from workers.heartbeat import Pulse
 from workers.inputs import InputReader
 from workers.memory_ceilings import MemoryCeilings
 from workers.parking import default_budget
@@ -36,11 +36,11 @@ def engine_of(
     *,
     sink: Sink,
     lease: LeaseClient,
-    pulse: Pulse,
+    alive: Callable[[], None],
 ) -> Engine:
     """The engine of a worker process, which serves `residents` and reports to `sink`.
 
-    `lease` moves the pointers to checkpoints; `pulse` beats with every piece of work.
+    `lease` moves the pointers to checkpoints; `alive` is called between two pieces of work.
     """
     stuck_seconds = settings.step_timeout_seconds
     blobs = FileBlobStore(settings.blob_dir)
@@ -74,6 +74,6 @@ def engine_of(
         BatchLimits(settings.max_batch_images, ceilings),
         capacity=2 * settings.max_batch_images,
         preview_seconds=settings.preview_seconds,
-        alive=pulse.beat,
+        alive=alive,
         waiting_bytes=default_budget(device) if waiting is None else waiting,
     )

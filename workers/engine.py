@@ -53,7 +53,8 @@ class Engine:
 
     `capacity` bounds the images in memory (a job of several images may exceed it by those);
     at least `preview_seconds` lie between two previews of a job; generations that wait may fill
-    `waiting_bytes` of the device; `alive` is called after pieces of work; `clock` counts seconds.
+    `waiting_bytes` of the device; `clock` counts seconds. `alive` is called between pieces of work
+    and may raise Cancelled to leave them: their jobs then only wait to be saved and evicted.
     """
 
     def __init__(
@@ -171,12 +172,17 @@ class Engine:
         self._is_draining = True
 
     def hopeless(self, seconds: float) -> list[ClaimedJob]:
-        """Jobs that need more than `seconds` to the end even alone, as far as measured."""
-        return [
-            m.job
-            for m in self._members.values()
-            if m.generation and m.least_seconds(self._speeds.seconds_after(m)) > seconds
-        ]
+        """Jobs that need more than `seconds` to the end even alone, as far as measured.
+
+        So do those that are still expected: a drain leaves the load.
+        """
+
+        def is_late(member: Member) -> bool:
+            return member.generation is not None and (
+                member.least_seconds(self._speeds.seconds_after(member)) > seconds
+            )
+
+        return [m.job for m in self._members.values() if m.stage is Stage.LOADING or is_late(m)]
 
     def save(self, jobs: Collection[ClaimedJob], timeout: float) -> None:
         """Take checkpoints of `jobs` now; waits for them for at most `timeout` seconds."""

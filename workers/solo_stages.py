@@ -60,8 +60,9 @@ class SoloStages:
 
     def _decode(self, member: Member) -> list[Image] | Clip:
         assert member.generation is not None
-        self._parking.fetch([member])
         keep_going = self._verdicts.listener([member.job])
+        keep_going()
+        self._parking.fetch([member])
         return self._pipelines[member.job.model].decode(member.generation, keep_going)
 
     def _run(

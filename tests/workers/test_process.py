@@ -21,7 +21,7 @@ from jobs import lease
 from jobs.blobs import FileBlobStore
 from jobs.embedded_redis import EmbeddedRedis
 from jobs.lease import RETRY_SECONDS
-from jobs.types import ErrorCode, Priority, Status
+from jobs.types import ErrorCode, Priority, Stage, Status
 from workers.outputs import read_recipe
 from workers.process import EXIT_BROKEN, EXIT_NO_MODEL, Worker
 
@@ -190,6 +190,47 @@ async def test_a_job_that_outlasts_the_drain_goes_back_with_its_attempt(
     events = await here.events(job)
     handed_back = [(e["cause"], e["step"]) for e in events if e["type"] == "job.requeued"]
     assert handed_back == [("drained", record.step)]
+
+
+async def test_a_drain_leaves_a_long_decode_and_keeps_the_last_step(here: Station) -> None:
+    worker = here.start(drain_seconds=0.2)
+    job = await here.submit("endless-decode")
+    await here.until(job, lambda record: record.stage is Stage.DECODING)
+    worker.send(signal.SIGTERM)
+    assert await worker.exit_status() == 0
+    record = await here.store.get(job)
+    assert (record.status, record.attempt) == (Status.QUEUED, 0)
+    assert record.step == record.usage.steps == 4
+    await here.store.cancel(job)
+
+
+async def test_a_load_is_left_when_the_worker_is_told_to_stop(here: Station) -> None:
+    starting = here.start("endless-1")
+    await here.workers(lambda workers: any(w.state == "starting" for w in workers))
+    starting.send(signal.SIGTERM)
+    assert await starting.exit_status() == 0
+    # A job of another model is held beside the load.
+    serving = here.start(
+        "fake",
+        "large-1",
+        "endless-2",
+        model_memory_bytes=LARGE_BYTES,
+        model_switch_seconds=0.1,
+        drain_seconds=0.2,
+    )
+    held = await here.submit(num_inference_steps=LONG)
+    await here.stepping(held)
+    cold = await here.submit(model="endless-2")
+    await here.until(cold, lambda record: record.stage is Stage.LOADING)
+    serving.send(signal.SIGTERM)
+    assert await serving.exit_status() == 0
+    for job in (held, cold):
+        record = await here.store.get(job)
+        assert (record.status, record.attempt) == (Status.QUEUED, 0)
+        await here.store.cancel(job)
+        events = await here.events(job)
+        assert [e["cause"] for e in events if e["type"] == "job.requeued"] == ["drained"]
+    assert await here.workers(lambda workers: True) == []
 
 
 async def test_a_hung_step_ends_the_process_and_frees_the_job(here: Station) -> None:
