@@ -92,7 +92,7 @@ class ModelSwitching:
             self._residents.note_use([job.model])
             engine.admit(job)
         else:
-            self._queues.requeue(job, NOT_LOADED, True, Usage())
+            self._put_back(job, Usage())
 
     def consider(self, engine: Engine) -> bool:
         """Switch models if it is time. True while a job waits for a model that is not resident.
@@ -134,7 +134,7 @@ class ModelSwitching:
             if job.model == model:
                 engine.expect(job, load)
             else:
-                self._queues.requeue(job, NOT_LOADED, True, Usage())
+                self._put_back(job, Usage())
         if model not in engine.seconds_left():
             return
         self._queues.tell_loading(model, load)
@@ -147,4 +147,8 @@ class ModelSwitching:
             engine.admit_expected()
             return
         for job, usage in engine.give_up_expected():
+            self._put_back(job, usage)
+
+    def _put_back(self, job: ClaimedJob, usage: Usage) -> None:
+        with self._pulse.waiting():
             self._queues.requeue(job, NOT_LOADED, True, usage)

@@ -21,7 +21,7 @@ from jobs import lease
 from jobs.blobs import FileBlobStore
 from jobs.embedded_redis import EmbeddedRedis
 from jobs.lease import RETRY_SECONDS
-from jobs.types import ErrorCode, Priority, Stage, Status
+from jobs.types import ClaimedJob, ErrorCode, Priority, Stage, Status, Usage
 from workers.outputs import read_recipe
 from workers.process import EXIT_BROKEN, EXIT_NO_MODEL, Worker
 
@@ -361,6 +361,25 @@ def test_a_busy_worker_whose_claim_finds_no_redis_steps_on(
     for _ in range(3):
         worker._go_on(bench.engine)
     assert len(bench.pipeline.batches) == 3
+
+
+def test_a_worker_that_waits_for_redis_to_hand_a_job_back_is_not_hung(
+    settings: Settings, keep_signal_handlers: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench()
+    bench.engine.admit(claimed())
+    worker = Worker(settings, "unix:///nowhere/redis.sock", CPU)
+    silent: list[float] = []
+
+    def requeue(job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage) -> bool:
+        worker._pulse._last -= 1000.0
+        silent.append(worker._pulse.silent_seconds)
+        return True
+
+    monkeypatch.setattr(worker._lease, "requeue", requeue)
+    worker._hand_back(bench.engine, "drained", refund=True)
+    worker._switching.admit(claimed(model="evicted"), bench.engine)
+    assert silent == [0.0, 0.0]
 
 
 @pytest.mark.parametrize("holds_a_job", [False, True])
