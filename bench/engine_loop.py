@@ -127,6 +127,7 @@ class EngineLoop:
             device,
             BatchLimits(max_batch_images),
             capacity=2 * max_batch_images,
+            max_attempts=1,
             preview_seconds=1e9,
         )
 
@@ -192,6 +193,10 @@ class EngineLoop:
     def restarted(self, job: ClaimedJob, cause: str) -> bool:
         """Part of the engine's sink; nothing here goes on from a checkpoint."""
         raise RuntimeError(f"{job.id} restarted: {cause}")
+
+    def hand_back(self, job: ClaimedJob, cause: str, usage: Usage) -> bool:
+        """Part of the engine's sink; nothing here goes on from a checkpoint."""
+        raise RuntimeError(f"{job.id} handed back: {cause}")
 
     def record_checkpoint(self, job: ClaimedJob, checkpoint: Checkpoint, usage: Usage) -> bool:
         """Part of a lease client; no checkpoint is ever due here."""

@@ -169,7 +169,10 @@ class JobStore:
         return record
 
     async def cancel(self, job_id: str, owner: str = "") -> JobRecord:
-        """Ends a queued job at once, asks a running one to stop, leaves an ended one as it is."""
+        """Ends a queued job at once, asks a running one to stop, leaves an ended one as it is.
+
+        One whose model is being loaded counts as queued: nothing has been done for it.
+        """
         limits = self._settings
         with store_errors():
             settled, *state = await scripts.run_async(

@@ -225,7 +225,8 @@ class JobEvent(PublicModel):
         default=None,
         description="job.requeued: why, e.g. `worker_died`, `lease_lapsed` or `drained`. "
         "job.restarted: what is wrong with the checkpoint, `checkpoint_missing`, "
-        "`checkpoint_damaged` or `checkpoint_foreign` (of another model or version).",
+        "`checkpoint_damaged`, `checkpoint_foreign` (of another model or version) or "
+        "`checkpoint_unreadable` (in every attempt).",
     )
     step: int | None = Field(
         default=None,

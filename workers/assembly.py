@@ -5,6 +5,7 @@ for that.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from config.settings import Settings
 from jobs.blobs import FileBlobStore
@@ -14,11 +15,10 @@ from workers.batch_limits import BatchLimits
 from workers.checkpoints import Checkpoints
 from workers.device import Device
 from workers.engine import Engine
-from workers.heartbeat import Pulse
 from workers.inputs import InputReader
 from workers.memory_ceilings import MemoryCeilings
 from workers.parking import default_budget
-from workers.patient_blobs import PatientBlobs
+from workers.patient_blobs import PatientBlobs, PatientReads
 from workers.reading import ReadingQueue
 from workers.residency import Residents
 from workers.results import ResultWriter
@@ -36,16 +36,17 @@ def engine_of(
     *,
     sink: Sink,
     lease: LeaseClient,
-    pulse: Pulse,
+    alive: Callable[[], None],
 ) -> Engine:
     """The engine of a worker process, which serves `residents` and reports to `sink`.
 
-    `lease` moves the pointers to checkpoints; `pulse` beats with every piece of work.
+    `lease` moves the pointers to checkpoints; `alive` is called between two pieces of work.
     """
     stuck_seconds = settings.step_timeout_seconds
     blobs = FileBlobStore(settings.blob_dir)
-    # Gives up before storing counts as stuck.
+    # They give up before storing or reading counts as stuck.
     patient = PatientBlobs(blobs, retry_seconds=stuck_seconds / 2)
+    patient_reads = PatientReads(blobs, retry_seconds=stuck_seconds / 2)
     ceilings = MemoryCeilings(settings.data_dir / "memory_ceilings.json", device.model_name)
     waiting = settings.waiting_state_bytes
     return Engine(
@@ -64,7 +65,7 @@ def engine_of(
             clock=time.monotonic,
         ),
         Checkpoints(
-            blobs,
+            patient_reads,
             lease,
             residents.recipes,
             BackgroundThread("checkpoints"),
@@ -73,7 +74,8 @@ def engine_of(
         device,
         BatchLimits(settings.max_batch_images, ceilings),
         capacity=2 * settings.max_batch_images,
+        max_attempts=settings.max_attempts,
         preview_seconds=settings.preview_seconds,
-        alive=pulse.beat,
+        alive=alive,
         waiting_bytes=default_budget(device) if waiting is None else waiting,
     )

@@ -25,6 +25,8 @@ MISSING = "checkpoint_missing"
 DAMAGED = "checkpoint_damaged"
 FOREIGN = "checkpoint_foreign"
 """Sound, but of another job, input, model or version."""
+UNREADABLE = "checkpoint_unreadable"
+"""Perhaps sound, but the disk or the memory did not let it be read."""
 
 
 class CheckpointUnusable(Exception):

@@ -3,8 +3,8 @@
 Between two steps the engine offers every job that has moved. If a checkpoint is due the state is
 copied, which is all that happens on the step path; the background makes a file of it, stores it,
 points the job at it and removes what it replaces. A disk that is full, or a Redis that is away,
-costs the checkpoint and not the job. When a job is claimed that has a checkpoint, `resume` reads it
-into a generation prepared anew.
+costs the checkpoint and not the job. When a job is claimed that has a checkpoint, `fetch` reads it
+beside the steps of others, and `resume` puts it into a generation prepared anew.
 """
 
 from __future__ import annotations
@@ -21,11 +21,9 @@ import structlog
 
 from jobs.checkpoints import checkpoint_key, is_checkpoint_of
 from jobs.types import Checkpoint, ClaimedJob, Usage
-from models.pipeline import Generation
 from workers import metrics
 from workers.background import Background
 from workers.checkpoint_file import (
-    DAMAGED,
     FOREIGN,
     MISSING,
     CheckpointUnusable,
@@ -84,7 +82,7 @@ class _Trail:
 
 
 class Checkpoints:
-    """All checkpoints of one worker. Methods belong to the engine's thread.
+    """All checkpoints of one worker. Methods but `fetch` belong to the engine's thread.
 
     `models` says of each model which weights it is; `every_seconds` is the least time between two
     checkpoints of a job, and a job that will end within it gets none; times are seconds of the
@@ -107,23 +105,37 @@ class Checkpoints:
         self._every_seconds = every_seconds
         self._trails: dict[str, _Trail] = {}
 
-    def resume(self, member: Member) -> str | None:
-        """Move a freshly prepared member to where its job's checkpoint stands, if it has one.
+    def fetch(self, job: ClaimedJob) -> dict[str, Tensor] | None:
+        """The state in the job's checkpoint, if it has one; from any thread.
 
-        Returns None, or why the checkpoint is of no use: MISSING, DAMAGED or FOREIGN. The
-        generation is still at its beginning then.
+        Raises CheckpointUnusable when it is of no use, and what reading raises when it may yet be.
+        """
+        checkpoint = job.checkpoint
+        if checkpoint is None:
+            return None
+        if not is_checkpoint_of(job.id, checkpoint.key):
+            raise CheckpointUnusable(FOREIGN, f"{checkpoint.key!r} is not the job's")
+        try:
+            data = self._blobs.read(checkpoint.key)
+        except FileNotFoundError as error:
+            raise CheckpointUnusable(MISSING, "there is no such file") from error
+        return unpack(data, checkpoint.sha256, self._facts(job), checkpoint.step)
+
+    def resume(self, member: Member, state: Mapping[str, Tensor]) -> None:
+        """Move a freshly prepared member to where the `state` of its job's checkpoint stands.
+
+        Raises CheckpointUnusable, or what running out of memory does; the generation is still at
+        its beginning then.
         """
         job, generation = member.job, member.generation
-        if job.checkpoint is None or generation is None:
-            return None
-        error = attempt(partial(self._restore, job, job.checkpoint, generation))
-        if isinstance(error, Exception):
-            cause = error.cause if isinstance(error, CheckpointUnusable) else DAMAGED
-            log.warning("cannot resume, starting anew", job=job.id, cause=cause, error=str(error))
-            return cause
+        assert job.checkpoint is not None
+        assert generation is not None
+        try:
+            generation.load_state_dict(state)
+        except ValueError as error:
+            raise CheckpointUnusable(FOREIGN, str(error)) from error
         member.resumed_steps = self._trail(job).step = job.checkpoint.step
         metrics.RESUMED_STEPS.inc(job.checkpoint.step)
-        return None
 
     def offer(self, member: Member, now: float, seconds_left: float | None) -> None:
         """Take a checkpoint if one is due: the job has just moved and has `seconds_left`.
@@ -162,20 +174,6 @@ class Checkpoints:
         if trail.keys or trail.pending is not None:
             # Behind what is still being written.
             self._background.submit(lambda: self._remove(trail.keys))
-
-    def _restore(self, job: ClaimedJob, checkpoint: Checkpoint, generation: Generation) -> None:
-        """Raises CheckpointUnusable, or what reading raises."""
-        if not is_checkpoint_of(job.id, checkpoint.key):
-            raise CheckpointUnusable(FOREIGN, f"{checkpoint.key!r} is not the job's")
-        try:
-            data = self._blobs.read(checkpoint.key)
-        except FileNotFoundError as error:
-            raise CheckpointUnusable(MISSING, "there is no such file") from error
-        state = unpack(data, checkpoint.sha256, self._facts(job), checkpoint.step)
-        try:
-            generation.load_state_dict(state)
-        except ValueError as error:
-            raise CheckpointUnusable(FOREIGN, str(error)) from error
 
     def _trail(self, job: ClaimedJob) -> _Trail:
         trail = self._trails.get(job.execution_id)

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 from typing import Any
 
 import structlog
@@ -26,6 +27,7 @@ from models.errors import Cancelled
 from models.pipeline import Pipeline
 from workers import metrics
 from workers.batch_limits import BatchLimits
+from workers.checkpoint_file import UNREADABLE, CheckpointUnusable
 from workers.checkpoints import Checkpoints
 from workers.device import Device
 from workers.failures import cancelled, failure_of
@@ -34,7 +36,7 @@ from workers.member import RANKS, Member, seconds_left
 from workers.parking import Parking
 from workers.posted_verdicts import PostedVerdicts
 from workers.previews import Previews
-from workers.reading import Read, ReadingQueue
+from workers.reading import Read, ReadingQueue, State
 from workers.roster import Roster
 from workers.scheduler import leader, open_ranks, schedule
 from workers.sink import Sink
@@ -51,9 +53,11 @@ PAUSE_SECONDS = 0.01
 class Engine:
     """Everything resident on one device. All methods but `held` and `post` run on one thread.
 
+    A job has `max_attempts`, of which the last goes on even if its checkpoint cannot be read;
     `capacity` bounds the images in memory (a job of several images may exceed it by those);
     at least `preview_seconds` lie between two previews of a job; generations that wait may fill
-    `waiting_bytes` of the device; `alive` is called after pieces of work; `clock` counts seconds.
+    `waiting_bytes` of the device; `clock` counts seconds. `alive` is called between pieces of work
+    and may raise Cancelled to leave them: their jobs then only wait to be saved and evicted.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class Engine:
         limits: BatchLimits,
         *,
         capacity: int,
+        max_attempts: int,
         preview_seconds: float,
         alive: Callable[[], None] = lambda: None,
         waiting_bytes: float = math.inf,
@@ -79,6 +84,7 @@ class Engine:
         self._checkpoints = checkpoints
         self._limits = limits
         self._capacity = capacity
+        self._max_attempts = max_attempts
         self._parking = Parking(pipelines, device, waiting_bytes)
         self._previews = Previews(pipelines, preview_seconds)
         self._verdicts = verdicts = PostedVerdicts(alive)
@@ -171,12 +177,17 @@ class Engine:
         self._is_draining = True
 
     def hopeless(self, seconds: float) -> list[ClaimedJob]:
-        """Jobs that need more than `seconds` to the end even alone, as far as measured."""
-        return [
-            m.job
-            for m in self._members.values()
-            if m.generation and m.least_seconds(self._speeds.seconds_after(m)) > seconds
-        ]
+        """Jobs that need more than `seconds` to the end even alone, as far as measured.
+
+        So do those that are still expected: a drain leaves the load.
+        """
+
+        def is_late(member: Member) -> bool:
+            return member.generation is not None and (
+                member.least_seconds(self._speeds.seconds_after(member)) > seconds
+            )
+
+        return [m.job for m in self._members.values() if m.stage is Stage.LOADING or is_late(m)]
 
     def save(self, jobs: Collection[ClaimedJob], timeout: float) -> None:
         """Take checkpoints of `jobs` now; waits for them for at most `timeout` seconds."""
@@ -197,10 +208,11 @@ class Engine:
         return member
 
     def _read(self, member: Member) -> None:
-        """Have the sources of a newcomer read."""
+        """Have the sources and the checkpoint of a newcomer read."""
         if not self._report([member], Stage.ENCODING):
             return
-        read = self._reading.put(member, self._pipelines[member.job.model].spec)
+        spec = self._pipelines[member.job.model].spec
+        read = self._reading.put(member, spec, self._checkpoints.fetch)
         if read is not None:
             self._encode(read)
 
@@ -216,12 +228,36 @@ class Engine:
             self._give_up(member, generation)
             return
         member.begin(read.request, generation)
-        if (cause := self._checkpoints.resume(member)) is not None:
-            self._sink.restarted(member.job, cause)
+        if read.state is not None and not self._resume(member, read.state):
+            return
         self._parking.add(member)
         (self._unfinished if member.is_stepping else self._finished).add(member.resident())
         # Told before the first step, which may be long; also the next chance to cancel.
         self._report([member], Stage.DENOISING)
+
+    def _resume(self, member: Member, state: State | Exception) -> bool:
+        """Move a newcomer to where its checkpoint stands, or leave it at its beginning.
+
+        False when it has been handed back: what could not be read now may be read later, or by
+        another worker.
+        """
+        if isinstance(state, Exception):
+            error: Exception | None = state
+        else:
+            resume = partial(self._checkpoints.resume, member, state)
+            error = self._solo.with_room(member, resume)
+        if error is None:
+            return True
+        job, is_useless = member.job, isinstance(error, CheckpointUnusable)
+        cause = error.cause if isinstance(error, CheckpointUnusable) else UNREADABLE
+        log.warning("cannot resume", job=job.id, cause=cause, error=str(error))
+        if is_useless or job.attempt >= self._max_attempts:
+            self._sink.restarted(job, cause)
+            return True
+        # The attempt counts: with a refund this could go on for ever.
+        self._sink.hand_back(job, cause, member.usage())
+        self._drop(member)
+        return False
 
     def _step(self, members: Sequence[Member]) -> None:
         """One step of a batch, reported; whoever has moved may get a checkpoint."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 import structlog
@@ -53,7 +54,10 @@ class ColdQueues(Protocol):
 
 
 class ModelSwitching:
-    """Decides and carries out switches. Belongs to the main thread; `clock` counts seconds."""
+    """Decides and carries out switches. Belongs to the main thread; `clock` counts seconds.
+
+    Loads run inside `unless_stopped()`, which may leave them: their jobs are still expected then.
+    """
 
     def __init__(
         self,
@@ -62,12 +66,14 @@ class ModelSwitching:
         pulse: Pulse,
         settings: Settings,
         *,
+        unless_stopped: Callable[[], AbstractContextManager[None]] = nullcontext,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._residents = residents
         self._queues = queues
         self._pulse = pulse
         self._settings = settings
+        self._unless_stopped = unless_stopped
         self._clock = clock
         self._next_look = -math.inf
         self._switched_at = -math.inf
@@ -86,7 +92,7 @@ class ModelSwitching:
             self._residents.note_use([job.model])
             engine.admit(job)
         else:
-            self._queues.requeue(job, NOT_LOADED, True, Usage())
+            self._put_back(job, Usage())
 
     def consider(self, engine: Engine) -> bool:
         """Switch models if it is time. True while a job waits for a model that is not resident.
@@ -128,16 +134,21 @@ class ModelSwitching:
             if job.model == model:
                 engine.expect(job, load)
             else:
-                self._queues.requeue(job, NOT_LOADED, True, Usage())
+                self._put_back(job, Usage())
         if model not in engine.seconds_left():
             return
         self._queues.tell_loading(model, load)
         log.info("loading a model for waiting jobs", model=model, jobs=len(jobs), evicted=evicted)
-        with self._pulse.waiting(self._settings.load_timeout_seconds):
+        timeout = self._settings.load_timeout_seconds
+        with self._pulse.waiting(timeout), self._unless_stopped():
             is_loaded = self._residents.switch(model, evicted)
         self._switched_at = self._clock()
         if is_loaded:
             engine.admit_expected()
             return
         for job, usage in engine.give_up_expected():
+            self._put_back(job, usage)
+
+    def _put_back(self, job: ClaimedJob, usage: Usage) -> None:
+        with self._pulse.waiting():
             self._queues.requeue(job, NOT_LOADED, True, usage)

@@ -1,18 +1,21 @@
-"""A blob store that waits out a disk which is full or away for a while.
+"""Blob stores that wait out a disk which is full or away for a while.
 
 Between the result writer and the store: a file that cannot be written is tried again, so that the
-minutes a result has cost are not thrown away for a disk that somebody is just clearing. It runs in
-the storing thread; steps go on meanwhile, until the worker holds as many results as it has room
-for.
+minutes a result has cost are not thrown away for a disk that somebody is just clearing. And between
+the checkpoints and the store: one that cannot be read is tried again too, before hours of steps are
+given up. Both happen in threads of their own; steps go on meanwhile, until the worker holds as many
+jobs as it has room for.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TypeVar
 
 import structlog
 
+from workers.checkpoints import CheckpointBlobs
 from workers.results import BlobSink
 
 log = structlog.get_logger(__name__)
@@ -22,6 +25,38 @@ RETRY_SECONDS = 60.0
 
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
+
+T = TypeVar("T")
+
+
+class _Patience:
+    """Tries for `retry_seconds`, at most `RETRY_SECONDS`."""
+
+    def __init__(
+        self,
+        retry_seconds: float,
+        clock: Callable[[], float],
+        wait: Callable[[float], None],
+    ) -> None:
+        self._retry_seconds = min(retry_seconds, RETRY_SECONDS)
+        self._clock = clock
+        self._wait = wait
+
+    def of(self, work: Callable[[], T], final: tuple[type[OSError], ...] = ()) -> T:
+        """What `work` gives. Raises the OSError of its last try, and a `final` one at once."""
+        deadline = self._clock() + self._retry_seconds
+        pause = FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return work()
+            except final:
+                raise
+            except OSError as error:
+                if self._clock() + pause > deadline:
+                    raise
+                log.warning("the disk is in trouble, trying again", reason=error.strerror)
+            self._wait(pause)
+            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
 
 
 class PatientBlobs:
@@ -36,21 +71,37 @@ class PatientBlobs:
         wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._blobs = blobs
-        self._retry_seconds = min(retry_seconds, RETRY_SECONDS)
-        self._clock = clock
-        self._wait = wait
+        self._patience = _Patience(retry_seconds, clock, wait)
 
     def put(self, key: str, data: bytes) -> None:
         """Store `data` under `key`. Raises OSError when it still fails at the end of that time."""
-        deadline = self._clock() + self._retry_seconds
-        pause = FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                self._blobs.put(key, data)
-                return
-            except OSError as error:
-                if self._clock() + pause > deadline:
-                    raise
-                log.warning("cannot store, trying again", reason=error.strerror)
-            self._wait(pause)
-            pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+        self._patience.of(lambda: self._blobs.put(key, data))
+
+
+class PatientReads:
+    """Reads from `blobs` as `PatientBlobs` stores. It writes and removes at the first try or not at
+    all: a checkpoint is not worth waiting for, since the next one comes.
+    """
+
+    def __init__(
+        self,
+        blobs: CheckpointBlobs,
+        *,
+        retry_seconds: float = RETRY_SECONDS,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._blobs = blobs
+        self._patience = _Patience(retry_seconds, clock, wait)
+
+    def put(self, key: str, data: bytes) -> None:
+        """Store `data` under `key`. Raises OSError."""
+        self._blobs.put(key, data)
+
+    def read(self, key: str) -> bytes:
+        """The whole blob. Raises FileNotFoundError at once, another OSError after that time."""
+        return self._patience.of(lambda: self._blobs.read(key), final=(FileNotFoundError,))
+
+    def delete(self, key: str) -> None:
+        """Remove a blob; one that is not there is fine."""
+        self._blobs.delete(key)

@@ -14,7 +14,7 @@ from models.pipeline import KeepGoing
 
 
 class PostedVerdicts:
-    """The newest verdict for each execution; `alive` is called at every look."""
+    """The newest verdict for each execution; `alive` is called at every look, and may raise."""
 
     def __init__(self, alive: Callable[[], None]) -> None:
         self._alive = alive

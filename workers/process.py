@@ -2,9 +2,9 @@
 
 The main thread owns the device and loops claim, admit, turn. A heartbeat thread keeps the leases,
 two others read the sources of jobs, one encodes and stores results, one checkpoints.
-Signal handlers only count: the first SIGTERM or SIGINT drains (claim no more, finish what can end
-within `drain_seconds`, hand back the rest with a checkpoint and its attempt refunded), the second
-hands back at once. Whatever else ends the process, leases lapse and the jobs go on elsewhere, from
+The first SIGTERM or SIGINT drains (leave a load, claim no more, finish what can end within
+`drain_seconds`, hand back the rest with a checkpoint and its attempt refunded), the second hands
+back at once. Whatever else ends the process, leases lapse and the jobs go on elsewhere, from
 their last checkpoints.
 """
 
@@ -18,6 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Literal
 
@@ -30,6 +31,7 @@ from jobs.lease import RETRY_SECONDS, LeaseClient
 from jobs.types import ClaimedJob, Priority, Usage, Verdict
 from jobs.worker_registry import WorkerInfo, worker_name
 from models import loading
+from models.errors import Cancelled
 from models.pipeline import Pipeline
 from workers import metrics
 from workers.assembly import engine_of
@@ -40,7 +42,7 @@ from workers.isolation import anyone_alone, must_be_alone
 from workers.model_switching import LOOK_SECONDS, ModelSwitching
 from workers.residency import Residents
 from workers.steady_sink import PAUSE_SECONDS, SteadySink
-from workers.stop_signals import StopSignals
+from workers.stop_signals import Stopped, StopSignals
 
 log = structlog.get_logger(__name__)
 
@@ -115,7 +117,13 @@ class Worker:
             load=load,
             weigh=weigh,
         )
-        self._switching = ModelSwitching(self._residents, self._lease, self._pulse, settings)
+        self._switching = ModelSwitching(
+            self._residents,
+            self._lease,
+            self._pulse,
+            settings,
+            unless_stopped=self._signals.obeyed_at_once,
+        )
         self._engine: Engine | None = None
         self._state: Literal["starting", "serving", "draining"] = "starting"
         self._next_claim = 0.0
@@ -140,7 +148,11 @@ class Worker:
         """Load, serve, drain; returns the exit status."""
         self._heartbeat.start()
         residents = self._residents
-        residents.load(specs)
+        try:
+            with self._signals.obeyed_at_once():
+                residents.load(specs)
+        except Stopped:
+            return self._leave(0)
         if not residents.pipelines:
             self._heartbeat.stop()
             self._sign(lambda: self._lease.announce(self._describe()))
@@ -151,12 +163,14 @@ class Worker:
             residents,
             sink=self._sink,
             lease=self._lease,
-            pulse=self._pulse,
+            alive=self._between_pieces,
         )
         self._state = "serving"
         self._heartbeat.hurry()
         log.info("worker is ready", worker=self.name, models=[*residents.pipelines])
-        status = self._serve(self._engine)
+        return self._leave(self._serve(self._engine))
+
+    def _leave(self, status: int) -> int:
         self._heartbeat.stop()
         self._sign(self._lease.retire)
         return status
@@ -171,8 +185,9 @@ class Worker:
     def _serve(self, engine: Engine) -> int:
         cause, refund, status = "drained", True, 0
         try:
-            while self._signals.count == 0:
-                self._go_on(engine)
+            with suppress(Stopped):
+                while self._signals.count == 0:
+                    self._go_on(engine)
             self._drain(engine)
         except DeviceLost as error:
             log.error("device lost", reason=str(error))
@@ -267,13 +282,22 @@ class Worker:
 
     def _is_leaving(self) -> bool:
         """True once told to stop, and nothing is held or the grace for it is over."""
-        signals = self._signals
-        if signals.count != 1:
-            return signals.count > 1
-        return time.monotonic() >= self._grace_ends_at() or not self._held()
+        return self._is_grace_over() or (self._signals.count == 1 and not self._held())
+
+    def _is_grace_over(self) -> bool:
+        """True once what is held must be handed back as it is; stays true from then on."""
+        if self._signals.count != 1:
+            return self._signals.count > 1
+        return time.monotonic() >= self._grace_ends_at()
+
+    def _between_pieces(self) -> None:
+        """Between two pieces of a job's work: raises Cancelled to leave it for others to go on."""
+        self._pulse.beat()
+        if self._is_grace_over():
+            raise Cancelled
 
     def _grace_ends_at(self) -> float:
-        """When a drain stops stepping and turns to the last checkpoints."""
+        """When a drain leaves what it is at and turns to the last checkpoints."""
         grace = self._settings.drain_seconds
         return self._signals.first_at + grace - min(CHECKPOINT_SECONDS, grace / 4)
 
@@ -290,7 +314,8 @@ class Worker:
             engine.save(engine.held() if jobs is None else jobs, CHECKPOINT_SECONDS)
         for job, usage in engine.evict(jobs):
             try:
-                self._lease.requeue(job, cause, refund, usage)
+                with self._pulse.waiting():
+                    self._lease.requeue(job, cause, refund, usage)
             except StoreUnavailable as error:
                 log.warning("could not hand back", job=job.id, error=str(error))
                 return

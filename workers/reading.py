@@ -1,26 +1,35 @@
-"""Sources of jobs on their way into memory, opened and decoded in the background.
+"""Sources and checkpoints of jobs on their way into memory, opened and decoded in the background.
 
-A clip of a minute takes seconds to decode, in which the device would stand still. So the engine
-puts a claimed job in and goes on stepping the others; between two steps it takes out the most
-urgent job whose request is complete. Each reader holds at most one job's decoded sources, from
-their first frame until they are taken, which bounds the memory; more jobs than readers wait, the
-most urgent first. What needs no file is a request at once. A disk that gives nothing any more is
-noticed here, since the engine goes on.
+A clip of a minute takes seconds to decode, in which the device would stand still, and a disk in
+trouble is waited for. So the engine puts a claimed job in and goes on stepping the others; between
+two steps it takes out the most urgent job whose request is complete. Each reader holds at most one
+job's decoded sources, from their first frame until they are taken, which bounds the memory; more
+jobs than readers wait, the most urgent first. What needs no file is a request at once. A disk that
+gives nothing any more is noticed here, since the engine goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from config.model_spec import ModelSpec
+from jobs.types import ClaimedJob
 from models.pipeline import Request
 from workers.background import Background
 from workers.failures import attempt
 from workers.inputs import InputReader
 from workers.member import RANKS, Member
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+State = Mapping[str, "Tensor"]
+FetchState = Callable[[ClaimedJob], State | None]
+"""Reads the state that a job goes on from, if there is one; from any thread."""
 
 
 class ReadingStuck(Exception):
@@ -29,10 +38,13 @@ class ReadingStuck(Exception):
 
 @dataclass(frozen=True)
 class Read:
-    """A job whose sources are in memory: its request, or the exception that prevented it."""
+    """A job whose sources are in memory: its request, and the state it goes on from, if any; or the
+    exceptions that prevented that.
+    """
 
     member: Member
     request: Request | Exception
+    state: State | Exception | None
     seconds: float
 
 
@@ -69,13 +81,13 @@ class ReadingQueue:
         self._stuck_seconds = stuck_seconds
         self._clock = clock
         self._idle = [*readers]
-        self._waiting: list[tuple[Member, ModelSpec]] = []
+        self._waiting: list[tuple[Member, ModelSpec, FetchState]] = []
         self._readings: list[_Reading] = []
 
     @property
     def members(self) -> list[Member]:
         """Whose sources are not taken out yet."""
-        return [m for m, _ in self._waiting] + [r.member for r in self._readings if r.is_wanted]
+        return [m for m, _, _ in self._waiting] + [r.member for r in self._readings if r.is_wanted]
 
     @property
     def pending(self) -> list[Future[Read]]:
@@ -91,11 +103,11 @@ class ReadingQueue:
         ranks = [RANKS[m.job.priority] for m in self.members]
         return min(ranks, default=num_ranks) if len(ranks) >= self._num_readers else num_ranks
 
-    def put(self, member: Member, spec: ModelSpec) -> Read | None:
-        """Have the sources of a job read; what needs no reading comes back at once."""
-        if not self._inputs.has_sources(member.job, spec):
-            return self._read(member, spec)
-        self._waiting.append((member, spec))
+    def put(self, member: Member, spec: ModelSpec, fetch: FetchState) -> Read | None:
+        """Have sources and state of a job read; what needs no reading comes back at once."""
+        if member.job.checkpoint is None and not self._inputs.has_sources(member.job, spec):
+            return self._read(member, spec, fetch)
+        self._waiting.append((member, spec, fetch))
         self._go_on()
         return None
 
@@ -116,7 +128,7 @@ class ReadingQueue:
 
     def discard(self, member: Member) -> None:
         """Forget a job, if it is here. A reader that is at it is free again once that is done."""
-        self._waiting = [(m, spec) for m, spec in self._waiting if m is not member]
+        self._waiting = [w for w in self._waiting if w[0] is not member]
         for reading in self._readings:
             if reading.member is member:
                 reading.is_wanted = False
@@ -140,7 +152,8 @@ class ReadingQueue:
         self._readings.remove(reading)
         self._idle.append(reading.reader)
 
-    def _read(self, member: Member, spec: ModelSpec) -> Read:
+    def _read(self, member: Member, spec: ModelSpec, fetch: FetchState) -> Read:
         started = self._clock()
         request = attempt(partial(self._inputs.request, member.job, spec))
-        return Read(member, request, self._clock() - started)
+        state = attempt(partial(fetch, member.job))
+        return Read(member, request, state, self._clock() - started)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-from jobs.types import ClaimedJob, Outcome, Progress, Verdict
+from jobs.types import ClaimedJob, Outcome, Progress, Usage, Verdict
 
 
 class Sink(Protocol):
@@ -16,6 +16,9 @@ class Sink(Protocol):
 
     def restarted(self, job: ClaimedJob, cause: str) -> bool:
         """Tell that a job's checkpoint is of no use. False when it is no longer this worker's."""
+
+    def hand_back(self, job: ClaimedJob, cause: str, usage: Usage) -> bool:
+        """Leave a job to another attempt, this one counted. False when it is no longer ours."""
 
     def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
         """Settle a job. False when it is no longer this worker's."""

@@ -51,6 +51,15 @@ class SoloStages:
         """Latents to pictures or a clip. Raises DeviceLost."""
         return self._run(member, partial(self._decode, member))
 
+    def with_room(self, member: Member, work: Callable[[], T]) -> T | Exception:
+        """What comes of `work` for `member`, if need be with everything else moved out."""
+        result = attempt(work)
+        if isinstance(result, Exception) and is_out_of_memory(result):
+            self._parking.clear([member])
+            self._device.release_memory()
+            result = attempt(work)
+        return result
+
     def _prepare(self, member: Member, request: Request) -> Generation:
         keep_going = self._verdicts.listener([member.job])
         keep_going()
@@ -60,19 +69,16 @@ class SoloStages:
 
     def _decode(self, member: Member) -> list[Image] | Clip:
         assert member.generation is not None
-        self._parking.fetch([member])
         keep_going = self._verdicts.listener([member.job])
+        keep_going()
+        self._parking.fetch([member])
         return self._pipelines[member.job.model].decode(member.generation, keep_going)
 
     def _run(
         self, member: Member, work: Callable[[], T], *, seconds_before: float = 0.0
     ) -> T | Exception:
         started = self._clock()
-        result = attempt(work)
-        if isinstance(result, Exception) and is_out_of_memory(result):
-            self._parking.clear([member])
-            self._device.release_memory()
-            result = attempt(work)
+        result = self.with_room(member, work)
         seconds = self._clock() - started
         if isinstance(result, Cancelled):
             member.device_seconds += seconds

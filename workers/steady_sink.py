@@ -14,7 +14,7 @@ import structlog
 
 from jobs.errors import StoreUnavailable
 from jobs.lease import RETRY_SECONDS, LeaseClient
-from jobs.types import ClaimedJob, Outcome, Progress, Verdict
+from jobs.types import ClaimedJob, Outcome, Progress, Usage, Verdict
 from workers.heartbeat import Pulse
 
 log = structlog.get_logger(__name__)
@@ -68,6 +68,11 @@ class SteadySink:
         """Tell that a job starts at step 0 after all. Waits like `finish`."""
         with self._pulse.waiting():
             return self._lease.restarted(job, cause)
+
+    def hand_back(self, job: ClaimedJob, cause: str, usage: Usage) -> bool:
+        """Leave a job to another attempt, this one counted. Waits like `finish`."""
+        with self._pulse.waiting():
+            return self._lease.requeue(job, cause, False, usage)
 
     def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
         """Settle a job, waiting up to a minute for Redis. Raises StoreUnavailable after that."""

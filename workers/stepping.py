@@ -32,7 +32,8 @@ log = structlog.get_logger(__name__)
 class Stepped:
     """What came of a batch: who took the step, who cannot go on and why, and the seconds it took.
 
-    Whoever is in neither left the step unfinished, since a verdict has been posted for it.
+    Whoever is in neither left the step unfinished: a verdict has been posted for it, or the worker
+    is to leave.
     """
 
     members: Sequence[Member]
@@ -82,10 +83,12 @@ class Stepping:
         return Stepped(members, (), seconds)
 
     def _advance(self, members: Sequence[Member]) -> None:
+        keep_going = self._verdicts.listener([m.job for m in members])
+        keep_going()
         self._parking.fetch(members)
         batch = [m.generation for m in members if m.generation is not None]
         pipeline = self._pipelines[members[0].job.model]
-        pipeline.step(batch, self._verdicts.listener([m.job for m in members]))
+        pipeline.step(batch, keep_going)
         self._device.synchronize()
 
     def _step_apart(

@@ -17,6 +17,7 @@ from jobs.store import JobStore
 from jobs.types import (
     ClaimedJob,
     ErrorCode,
+    ModelLoad,
     NewJob,
     Outcome,
     Output,
@@ -67,6 +68,27 @@ async def test_a_running_job_is_told_at_its_next_report_or_heartbeat(
     assert (ended.status, ended.usage.steps) == (Status.CANCELLED, 1)
     assert endings(redis_client, job.id) == [b"job.cancelled"]
     assert redis_client.zcard("denoised:wip") == 0
+
+
+async def test_a_job_that_waits_for_its_model_is_cancelled_at_once_and_its_worker_hears_of_it(
+    store: JobStore, redis_client: Redis, make_job: MakeJob, worker: LeaseClient
+) -> None:
+    record, _ = await store.submit(make_job())
+    redis_client.hset(f"rq:job:{record.id}", "cost", 5)
+    [job] = worker.claim([MODEL], 1)
+    worker.report([Progress(job, Stage.LOADING, 0, 4, load=ModelLoad(100, None))])
+    charged = redis_client.hget("denoised:fair", ""), redis_client.hget(f"rq:job:{job.id}", "cost")
+    ended = await store.cancel(job.id)
+    assert (ended.status, ended.stage, ended.usage.gpu_seconds) == (Status.CANCELLED, None, 0.0)
+    assert endings(redis_client, job.id) == [b"job.cancelled"]
+    assert redis_client.zcard("denoised:wip") == 0
+    # What its claim had charged its key for it is given back.
+    assert charged == (b"5.000000", b"5")
+    assert redis_client.hget("denoised:fair", "") == b"0"
+    assert worker.beat([job]) == [Verdict.LEASE_LOST]
+    assert worker.report([Progress(job, Stage.ENCODING, 0, 4)]) == [Verdict.LEASE_LOST]
+    worker.requeue(job, "drained", True, Usage())
+    assert await store.cancel(job.id) == ended == await store.get(job.id)
 
 
 async def test_an_ended_job_stays_as_it_is(

@@ -42,6 +42,8 @@ T = TypeVar("T")
 # Reached only when something is broken.
 PATIENCE_SECONDS = 30.0
 
+MAX_ATTEMPTS = 3
+
 CPU = Device("cpu", "float32")
 _numbers = itertools.count()
 
@@ -131,6 +133,7 @@ class MemorySink:
         self.outcomes: dict[str, Outcome] = {}
         self.order: list[str] = []
         self.restarts: list[tuple[str, str]] = []
+        self.handed_back: list[tuple[str, str]] = []
         self.verdicts: dict[str, Verdict] = {}
 
     def report(self, updates: Sequence[Progress]) -> list[Verdict]:
@@ -139,6 +142,10 @@ class MemorySink:
 
     def restarted(self, job: ClaimedJob, cause: str) -> bool:
         self.restarts.append((job.id, cause))
+        return True
+
+    def hand_back(self, job: ClaimedJob, cause: str, usage: Usage) -> bool:
+        self.handed_back.append((job.id, cause))
         return True
 
     def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
@@ -274,6 +281,7 @@ class Bench:
             CPU,
             limits or BatchLimits(max_batch_images),
             capacity=2 * max_batch_images,
+            max_attempts=MAX_ATTEMPTS,
             preview_seconds=preview_seconds,
             waiting_bytes=waiting_bytes,
             clock=self.clock,

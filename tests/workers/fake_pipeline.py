@@ -3,7 +3,7 @@
 Words in a prompt make trouble where they say: `fail-prepare`, `fail-step`, `fail-decode`,
 `fail-preview`, `nan`, `oom-prepare`, `oom-decode`, `oom-above:2` (a step of more than two images
 runs out of memory), `lost` (the device breaks), `hang` (a step never returns), `die` (the process
-is killed in its third step).
+is killed in its third step), `endless-decode` (piece after piece, until it is left).
 """
 
 from __future__ import annotations
@@ -151,6 +151,9 @@ class FakePipeline:
         self.on_piece("decode", keep_going)
         assert self._own(generation).place == "device", "decoded where it is not"
         request = self._own(generation).request
+        while "endless-decode" in request.prompt.split():
+            time.sleep(0.01)
+            keep_going()
         if "fail-decode" in request.prompt.split():
             raise ValueError("a broken decoder\nwith details")
         if "oom-decode" in request.prompt.split():

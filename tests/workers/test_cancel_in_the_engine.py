@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from engine_harness import Bench, claimed
 
 from jobs.types import ClaimedJob, Stage, Status, Verdict
+from models.errors import Cancelled
 from models.pipeline import KeepGoing
 
 
@@ -66,8 +68,46 @@ def test_every_piece_of_long_work_shows_that_the_worker_lives() -> None:
     bench.engine._verdicts._alive = lambda: signs.append("alive")
     bench.pipeline.on_piece = lambda name, keep_going: [keep_going() for _ in range(3)] and None
     bench.run(job)
-    # Three pieces of each of encoding, stepping and decoding, and one after reading the input.
-    assert len(signs) == 10
+    # Three pieces of each of encoding, stepping and decoding, and one before each.
+    assert len(signs) == 12
+
+
+@pytest.mark.parametrize("method", ["prepare", "step", "decode"])
+def test_a_worker_that_must_leave_leaves_all_work_as_if_it_had_not_begun(method: str) -> None:
+    """Other jobs find no work begun for them either; what was computed goes on elsewhere."""
+    bench, unbroken = Bench(), Bench()
+    job, next_job = claimed(num_inference_steps=3), claimed(num_inference_steps=3)
+    steps = {"prepare": 0, "step": 0, "decode": 3}[method]
+    leaving = False
+
+    def alive() -> None:
+        if leaving:
+            raise Cancelled
+
+    def on_piece(name: str, keep_going: KeepGoing) -> None:
+        nonlocal leaving
+        leaving = leaving or name == method
+        keep_going()
+
+    bench.engine._verdicts._alive = alive
+    bench.pipeline.on_piece = on_piece
+    bench.engine.admit(job)
+    while not leaving:
+        bench.engine.turn()
+    bench.engine.admit(next_job)
+    bench.engine.turn()
+    assert bench.engine.held() == (job, next_job)
+    assert bench.sink.outcomes == {}
+    bench.engine.save(bench.engine.held(), 1.0)
+    assert {j: c.step for j, c in bench.recorder.pointers.items()} == ({job.id: 3} if steps else {})
+    bench.engine.evict()
+    elsewhere = Bench(checkpoint_blobs=bench.checkpoints)
+    elsewhere.run(
+        replace(job, execution_id="again", checkpoint=bench.recorder.pointers.get(job.id))
+    )
+    unbroken.run(job)
+    assert [*elsewhere.blobs.values()] == [*unbroken.blobs.values()]
+    assert len(elsewhere.pipeline.batches) == 3 - steps
 
 
 def in_one_step(bench: Bench, *jobs: ClaimedJob) -> None:

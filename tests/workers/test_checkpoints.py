@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import TypeVar
 
 import pytest
 import torch
-from engine_harness import Bench, MemoryBlobs, claimed
+from engine_harness import MAX_ATTEMPTS, Bench, MemoryBlobs, claimed
+from fake_pipeline import FakeGeneration
 
 from jobs.types import Checkpoint, ClaimedJob, Stage, Status, Verdict
-from workers.checkpoint_file import DAMAGED, FOREIGN, MISSING
+from workers.checkpoint_file import DAMAGED, FOREIGN, MISSING, UNREADABLE
 
 T = TypeVar("T")
 
@@ -176,6 +177,82 @@ def test_a_useless_checkpoint_means_a_restart_that_is_told_and_never_a_failure(
     assert outputs(second) == outputs(unbroken)
     usage = second.sink.outcomes[job.id].usage
     assert (usage.steps, usage.resumed_steps) == (LONG, 0)
+
+
+class StaleDisk(MemoryBlobs):
+    """Gives nothing while `is_stale`."""
+
+    is_stale = True
+
+    def read(self, key: str) -> bytes:
+        if self.is_stale:
+            raise OSError(116, "Stale file handle", key)
+        return super().read(key)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_left_to_the_next_attempt() -> None:
+    job = claimed(num_inference_steps=LONG)
+    disk = StaleDisk()
+    _, again = interrupted(job, bench=Bench(checkpoint_seconds=10.0, checkpoint_blobs=disk))
+    second = resume(again, disk)
+    assert second.sink.handed_back == [(job.id, UNREADABLE)]
+    assert second.sink.restarts == second.pipeline.batches == []
+    assert second.sink.outcomes == {}
+    disk.is_stale = False
+    third = resume(replace(again, attempt=2), disk)
+    assert len(third.pipeline.batches) == LONG - 101
+
+
+def test_the_last_attempt_starts_anew_if_the_checkpoint_can_still_not_be_read() -> None:
+    job = claimed(num_inference_steps=LONG)
+    disk = StaleDisk()
+    _, again = interrupted(job, bench=Bench(checkpoint_seconds=10.0, checkpoint_blobs=disk))
+    last = resume(replace(again, attempt=MAX_ATTEMPTS), disk)
+    assert last.sink.restarts == [(job.id, UNREADABLE)]
+    assert last.sink.handed_back == []
+    assert last.sink.status(job) is Status.SUCCEEDED
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_checkpoint_for_which_memory_is_short_gets_it_or_another_attempt(
+    monkeypatch: pytest.MonkeyPatch, times: int
+) -> None:
+    job, neighbour = claimed(num_inference_steps=LONG), claimed(num_inference_steps=LONG)
+    first, again = interrupted(job)
+    bench = Bench(checkpoint_blobs=first.checkpoints, waiting_bytes=1e9)
+    bench.engine.admit(neighbour)
+    waiting = bench.engine._members[neighbour.execution_id].generation
+    assert isinstance(waiting, FakeGeneration)
+    load, places = FakeGeneration.load_state_dict, []
+
+    def short(generation: FakeGeneration, state: Mapping[str, torch.Tensor]) -> None:
+        places.append(waiting.place)
+        if len(places) <= times:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        load(generation, state)
+
+    monkeypatch.setattr(FakeGeneration, "load_state_dict", short)
+    bench.engine.admit(again)
+    turn(bench, 1)
+    assert places == ["device", "host"]
+    assert bench.sink.handed_back == ([] if times == 1 else [(job.id, UNREADABLE)])
+    assert bench.engine.held() == ((neighbour, again) if times == 1 else (neighbour,))
+    assert bench.sink.restarts == []
+
+
+def test_the_steps_of_others_go_on_while_a_checkpoint_is_read() -> None:
+    job, other = claimed(num_inference_steps=LONG), claimed(num_inference_steps=5)
+    first, again = interrupted(job)
+    later = Later()
+    bench = Bench(checkpoint_blobs=first.checkpoints, readers=[later])
+    bench.engine.admit(other)
+    bench.engine.admit(again)
+    turn(bench, 5)
+    assert bench.sink.status(other) is Status.SUCCEEDED
+    assert bench.pipeline.batches == 5 * [[other.input["seed"]]]
+    later.work_off()
+    bench.run()
+    assert bench.sink.outcomes[job.id].usage.resumed_steps == 101
 
 
 def test_a_checkpoint_of_another_size_or_input_is_refused() -> None:

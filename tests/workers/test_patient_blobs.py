@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import errno
+import os
 
 import pytest
 from engine_harness import Clock, MemoryBlobs
 
-from workers.patient_blobs import RETRY_SECONDS, PatientBlobs
+from workers.patient_blobs import RETRY_SECONDS, PatientBlobs, PatientReads
 
 
 class FullUntil(MemoryBlobs):
-    """Takes nothing before a time on `clock`."""
+    """Takes and gives nothing before a time on `clock`."""
 
     def __init__(self, clock: Clock, opens_at: float) -> None:
         super().__init__()
@@ -20,10 +21,17 @@ class FullUntil(MemoryBlobs):
         self.tries = 0
 
     def put(self, key: str, data: bytes) -> None:
+        self.try_it(errno.ENOSPC)
+        super().put(key, data)
+
+    def read(self, key: str) -> bytes:
+        self.try_it(errno.ESTALE)
+        return super().read(key)
+
+    def try_it(self, error: int) -> None:
         self.tries += 1
         if self.clock() < self.opens_at:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        super().put(key, data)
+            raise OSError(error, os.strerror(error))
 
 
 def patient(seconds_full: float, retry_seconds: float = 1000.0) -> tuple[PatientBlobs, FullUntil]:
@@ -56,3 +64,23 @@ def test_what_is_no_fault_of_the_disk_is_not_tried_again() -> None:
     with pytest.raises(AssertionError):
         blobs.put("jobs/a/b/0.png", b"again")
     assert disk.tries == 2
+
+
+@pytest.mark.parametrize("seconds_away", [RETRY_SECONDS - 5, RETRY_SECONDS + 5])
+def test_a_file_that_cannot_be_read_is_waited_for_and_one_that_is_gone_is_not(
+    seconds_away: float,
+) -> None:
+    clock = Clock()
+    disk = FullUntil(clock, clock.now + seconds_away)
+    disk["jobs/a/b"] = b"data"
+    blobs = PatientReads(disk, clock=clock, wait=clock.wait)
+    if seconds_away < RETRY_SECONDS:
+        assert blobs.read("jobs/a/b") == b"data"
+    else:
+        with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+            blobs.read("jobs/a/b")
+    assert disk.tries < RETRY_SECONDS
+    disk.opens_at, disk.tries = 0.0, 0
+    with pytest.raises(FileNotFoundError):
+        blobs.read("jobs/a/c")
+    assert disk.tries == 1

@@ -66,6 +66,7 @@ def generate(pipeline: Pipeline, *jobs: ClaimedJob) -> list[list[bytes]]:
         CPU,
         AlwaysLarge(16),
         capacity=64,
+        max_attempts=1,
         preview_seconds=0.01,
     )
     for job in jobs:

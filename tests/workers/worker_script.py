@@ -2,8 +2,9 @@
 
 A model whose id starts with `damaged` fails to load as a damaged checkpoint would; one whose id
 starts with `clips` makes clips; one whose id starts with `large` takes `LARGE_BYTES` and, after the
-first of them, `LOAD_SECONDS` to load; `sana-demo` is itself. While the data directory holds a file
-`SLOW_DISK`, every file takes `SLOW_DISK_SECONDS` longer to reach the disk.
+first of them, `LOAD_SECONDS` to load; one whose id starts with `endless` is as large and never
+loaded; `sana-demo` is itself. While the data directory holds a file `SLOW_DISK`, every file takes
+`SLOW_DISK_SECONDS` longer to reach the disk.
 """
 
 from __future__ import annotations
@@ -43,6 +44,8 @@ def work(settings: Settings, step_seconds: float, models: Sequence[str]) -> None
             raise CheckpointError(
                 f"{spec.source}/vae/model.safetensors: tensor decoder.weight is cut off"
             )
+        if spec.id.startswith("endless"):
+            time.sleep(3600)
         if spec.id.startswith("large") and loaded:
             time.sleep(LOAD_SECONDS)
         loaded.append(spec.id)
@@ -50,7 +53,7 @@ def work(settings: Settings, step_seconds: float, models: Sequence[str]) -> None
         return kind(spec, seconds=lambda images: step_seconds)
 
     def weigh(spec: ModelSpec) -> int:
-        return LARGE_BYTES if spec.id.startswith("large") else 0
+        return LARGE_BYTES if spec.id.startswith(("large", "endless")) else 0
 
     specs = [spec_of(model) for model in models]
     sys.exit(run_worker(settings, specs, load=load, weigh=weigh))
