@@ -7,6 +7,7 @@ process per machine runs it in a loop (`denoised keeper`).
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from contextlib import suppress
@@ -109,6 +110,8 @@ class Keeper:
             WORKER_LOST_TRACE,
             settings.result_ttl_seconds,
             settings.event_ttl_seconds,
+            # Living workers get through a shorter silence without losing a lease.
+            math.ceil(1000 * max(settings.lease_seconds / 2, 2 * settings.reap_seconds)),
         ]
         for job_id, model, result in scripts.run(self._redis, scripts.REAP, args):
             settled[result.decode()].append(job_id.decode())

@@ -29,6 +29,7 @@ names. The scripts build key names from ids, so one Redis primary is needed, not
 | `denoised:fair`, `denoised:served` | hash | key id -> its tag; time of its latest claim in us |
 | `denoised:held:<key id>` | set | ids of a key's running jobs |
 | `denoised:usage:<key id>:<day>` | hash | jobs and GPU-seconds of a key since midnight UTC |
+| `denoised:reap_from` | number | when leases may be reaped, Redis time; expires unless a keeper looks |
 | `denoised:deadlines` | zset | id -> deadline, Redis time |
 | `denoised:costs:<model>`, `denoised:costs:mean` | hash | moving averages by shape, by model |
 | `denoised:apikey:<id>` | hash | one API key: digest of its secret, name, quotas |

@@ -2,14 +2,19 @@
 -- Also ends what RQ's tools cancelled while it was queued: they write no event and no expiry; and
 -- what waits past its deadline.
 -- After a Redis restart the leases on disk are old while the workers live: nothing is reaped until
--- the server has been up long enough for every living worker to have beaten its heart.
--- ARGV: lease seconds, most jobs per call, trace for worker_lost, ttl, event ttl
+-- the server has been up long enough for every living worker to have beaten its heart. The same holds
+-- after a Redis that was frozen, which shows in that nobody has called this for longer than the
+-- patience: leases are then left alone for as long.
+-- ARGV: lease seconds, most jobs per call, trace for worker_lost, ttl, event ttl, patience in ms
 -- Returns {{id, model, requeued|failed|canceled}, ...}
+local reap_from = tonumber(redis.call('GET', 'denoised:reap_from') or now + ARGV[1] + 1)
+redis.call('SET', 'denoised:reap_from', string.format('%.6f', reap_from), 'PX', ARGV[6])
 local uptime = tonumber(redis.call('INFO', 'server'):match('uptime_in_seconds:(%d+)'))
 if uptime <= tonumber(ARGV[1]) + 1 then return {} end
 local reaped = {}
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', 'denoised:wip', '-inf', now,
-    'LIMIT', 0, ARGV[2])) do
+local lapsed = now < reap_from and {} or
+  redis.call('ZRANGEBYSCORE', 'denoised:wip', '-inf', now, 'LIMIT', 0, ARGV[2])
+for _, member in ipairs(lapsed) do
   local id, exec = member:match('^([^:]+):(.+)$')
   local job = load_job(id)
   if job and job.exec == exec then

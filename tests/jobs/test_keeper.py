@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from jobs.embedded_redis import EmbeddedRedis
 from jobs.keeper import Keeper, KeeperReport
 from jobs.lease import LeaseClient
 from jobs.store import JobStore
-from jobs.types import ClaimedJob, ErrorCode, JobFailure, Outcome, Output, Status
+from jobs.types import ClaimedJob, ErrorCode, JobFailure, Outcome, Output, Status, Verdict
 from jobs.worker_registry import WorkerInfo, announce
 from tests.jobs.conftest import MODEL, ClaimOne, Lapse, MakeJob
 
@@ -177,6 +178,32 @@ def test_nothing_is_reaped_from_a_redis_that_has_just_started(
         assert report.requeued == ("j",)
 
 
+async def test_a_frozen_redis_burns_no_attempt(
+    redis_server: EmbeddedRedis,
+    redis_client: Redis,
+    make_settings: Callable[..., Settings],
+    make_worker: Callable[..., LeaseClient],
+    claim_one: ClaimOne,
+    keeper: Keeper,
+    blobs: FileBlobStore,
+) -> None:
+    """The lease lapses while nobody can renew it; the first to come back may be the keeper."""
+    settings = make_settings(lease_seconds=0.5, heartbeat_seconds=0.25)
+    worker = make_worker(settings=settings)
+    keeper = Keeper(redis_client, settings, blobs)
+    job = await claim_one(worker)
+    keeper.run_once()
+    os.kill(redis_server.pid, signal.SIGSTOP)
+    time.sleep(0.6)
+    os.kill(redis_server.pid, signal.SIGCONT)
+    lease_end = redis_client.zscore("denoised:wip", f"{job.id}:{job.execution_id}")
+    assert lease_end is not None
+    assert lease_end < time.time()
+    assert keeper.run_once().requeued == ()
+    assert worker.beat([job]) == [Verdict.CONTINUE]
+    assert worker.finish(job, Outcome(Status.SUCCEEDED))
+
+
 async def test_an_expired_job_leaves_no_key_and_no_blob(
     redis: AsyncRedis,
     redis_client: Redis,
@@ -205,6 +232,7 @@ async def test_an_expired_job_leaves_no_key_and_no_blob(
     assert left <= {
         "denoised:queues",
         "denoised:finishes",
+        "denoised:reap_from",
         "denoised:vtime",
         "denoised:fair",
         "denoised:served",
