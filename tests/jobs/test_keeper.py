@@ -85,13 +85,21 @@ async def test_a_stray_lease_is_dropped_and_its_job_left_alone(
 
 
 async def test_a_running_job_that_was_deleted_from_outside_leaves_nothing_running(
-    claim_one: ClaimOne, store: JobStore, redis_client: Redis, keeper: Keeper, lapse: Lapse
+    store: JobStore,
+    redis_client: Redis,
+    make_job: MakeJob,
+    worker: LeaseClient,
+    keeper: Keeper,
+    lapse: Lapse,
 ) -> None:
-    job = await claim_one()
-    redis_client.delete(f"rq:job:{job.id}")
-    lapse(job)
+    for _ in range(2):
+        await store.submit(make_job(owner="key"))
+    deleted, kept = worker.claim([MODEL], 2)
+    redis_client.delete(f"rq:job:{deleted.id}")
+    lapse(deleted)
     assert keeper.run_once() == KeeperReport()
-    assert (await store.stats()).running == 0
+    assert (await store.stats()).running == 1
+    assert redis_client.smembers("denoised:held:key") == {kept.id.encode()}
 
 
 def test_workers_that_died_are_taken_off_rqs_sets(redis_client: Redis, keeper: Keeper) -> None:
