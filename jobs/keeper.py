@@ -20,7 +20,6 @@ from redis.exceptions import RedisError
 from config.settings import Settings
 from jobs import checkpoints, keys, scripts
 from jobs.blobs import INPUTS, ExecutionBlobs, FileBlobStore, UploadBlob, job_prefix
-from jobs.lease_wire import WORKER_LOST_TRACE
 from jobs.metrics import count_put_back
 from jobs.worker_registry import forget_dead
 
@@ -107,7 +106,6 @@ class Keeper:
         args: list[scripts.Argument] = [
             settings.lease_seconds,
             BATCH,
-            WORKER_LOST_TRACE,
             settings.result_ttl_seconds,
             settings.event_ttl_seconds,
             # Living workers get through a shorter silence without losing a lease.
@@ -191,6 +189,7 @@ class Keeper:
             revoked = set(cast("list[bytes]", known)) - {b"", *owners}
             if revoked:
                 self._redis.hdel(name, *cast("set[str]", revoked))
+                self._redis.delete(*(keys.held(key_id.decode()) for key_id in revoked))
         for index, hashes, ttl in (
             (keys.INDEX, keys.job(""), self._settings.result_ttl_seconds),
             (keys.FILE_INDEX, keys.file(""), self._settings.file_ttl_seconds),

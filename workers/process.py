@@ -27,7 +27,7 @@ from config.model_spec import ModelSpec
 from config.settings import Settings
 from jobs.errors import StoreUnavailable
 from jobs.lease import RETRY_SECONDS, LeaseClient
-from jobs.types import ClaimedJob, Priority, Usage, Verdict
+from jobs.types import ClaimedJob, Priority, Verdict
 from jobs.worker_registry import WorkerInfo, worker_name
 from models import loading
 from models.pipeline import Pipeline
@@ -35,6 +35,7 @@ from workers import metrics
 from workers.assembly import engine_of
 from workers.device import Device, DeviceLost
 from workers.engine import Engine
+from workers.failures import one_line
 from workers.heartbeat import Heartbeat, Pulse
 from workers.isolation import anyone_alone, must_be_alone
 from workers.model_switching import LOOK_SECONDS, ModelSwitching
@@ -169,18 +170,18 @@ class Worker:
             log.warning("could not sign off", error=str(error))
 
     def _serve(self, engine: Engine) -> int:
-        cause, refund, status = "drained", True, 0
+        cause, detail, refund, status = "drained", "", True, 0
         try:
             while self._signals.count == 0:
                 self._go_on(engine)
             self._drain(engine)
         except DeviceLost as error:
             log.error("device lost", reason=str(error))
-            cause, refund, status = "device_lost", False, EXIT_BROKEN
-        except Exception:
+            cause, detail, refund, status = "device_lost", one_line(error), False, EXIT_BROKEN
+        except Exception as error:
             log.exception("worker failed")
-            cause, refund, status = "worker_failed", False, EXIT_BROKEN
-        self._hand_back(engine, cause, refund=refund)
+            cause, detail, refund, status = "worker_failed", one_line(error), False, EXIT_BROKEN
+        self._hand_back(engine, cause, refund=refund, detail=detail)
         return status
 
     def _go_on(self, engine: Engine) -> None:
@@ -284,13 +285,14 @@ class Worker:
         *,
         refund: bool,
         jobs: Collection[ClaimedJob] | None = None,
+        detail: str = "",
     ) -> None:
         """Give `jobs`, or all, to others; with checkpoints if they were interrupted on purpose."""
         if refund:
             engine.save(engine.held() if jobs is None else jobs, CHECKPOINT_SECONDS)
         for job, usage in engine.evict(jobs):
             try:
-                self._lease.requeue(job, cause, refund, usage)
+                self._lease.requeue(job, cause, refund, usage, detail)
             except StoreUnavailable as error:
                 log.warning("could not hand back", job=job.id, error=str(error))
                 return
@@ -303,7 +305,7 @@ class Worker:
             # The main thread may hang inside a call on its own connection.
             lease = LeaseClient(self._redis_url, self._settings, self.name)
             for job in jobs:
-                lease.requeue(job, "worker_hung", False, Usage())
+                lease.requeue(job, "worker_hung", False, None)
 
         thread = threading.Thread(target=last_words, daemon=True)
         thread.start()
