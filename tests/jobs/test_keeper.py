@@ -14,6 +14,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings
+from jobs.api_keys import KeyStore
 from jobs.blobs import FileBlobStore
 from jobs.connections import connect
 from jobs.embedded_redis import EmbeddedRedis
@@ -92,14 +93,15 @@ async def test_a_running_job_that_was_deleted_from_outside_leaves_nothing_runnin
     keeper: Keeper,
     lapse: Lapse,
 ) -> None:
+    key, _ = KeyStore(redis_client).create("studio")
     for _ in range(2):
-        await store.submit(make_job(owner="key"))
+        await store.submit(make_job(owner=key.id))
     deleted, kept = worker.claim([MODEL], 2)
     redis_client.delete(f"rq:job:{deleted.id}")
     lapse(deleted)
     assert keeper.run_once() == KeeperReport()
     assert (await store.stats()).running == 1
-    assert redis_client.smembers("denoised:held:key") == {kept.id.encode()}
+    assert redis_client.smembers(f"denoised:held:{key.id}") == {kept.id.encode()}
 
 
 def test_workers_that_died_are_taken_off_rqs_sets(redis_client: Redis, keeper: Keeper) -> None:
