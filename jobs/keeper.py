@@ -132,29 +132,44 @@ class Keeper:
 
     def _sweep(self) -> int:
         """Removes blobs of executions that can no longer finish."""
-        old = time.time() - self._orphan_grace_seconds
-        candidates = [found for found in self._blobs.executions() if found.modified < old]
+        now = self._blobs.now()
+        old = now - self._orphan_grace_seconds
+        # A running job's folder of checkpoints is never old: its worker writes there all the time.
+        candidates = [
+            found
+            for found in self._blobs.executions()
+            if found.modified <= old or found.execution_id == checkpoints.CHECKPOINTS
+        ]
         removed = 0
         for start in range(0, len(candidates), BATCH):
             part = candidates[start : start + BATCH]
+            listed = [
+                self._blobs.keys_in(found.prefix)
+                if found.execution_id == checkpoints.CHECKPOINTS
+                else []
+                for found in part
+            ]
             pipeline = self._redis.pipeline(transaction=False)
             for found in part:
                 pipeline.hmget(keys.job(found.job_id), [*checkpoints.FIELDS, "last_exec"])
-            for found, (*fields, last_exec) in zip(part, pipeline.execute(), strict=True):
+            replies = pipeline.execute()
+            for found, stored, (*fields, last_exec) in zip(part, listed, replies, strict=True):
                 status, execution, _ = fields
                 if found.execution_id == checkpoints.CHECKPOINTS and status is not None:
-                    removed += checkpoints.sweep_checkpoints(self._blobs, found, fields)
-                elif self._is_orphan(found, [status, execution, last_exec]):
+                    removed += checkpoints.sweep_checkpoints(
+                        self._blobs, found, stored, fields, is_old=found.modified <= old
+                    )
+                elif self._is_orphan(found, [status, execution, last_exec], now):
                     self._blobs.delete_prefix(found.prefix)
                     removed += 1
         return removed
 
-    def _is_orphan(self, found: ExecutionBlobs, fields: list[bytes | None]) -> bool:
+    def _is_orphan(self, found: ExecutionBlobs, fields: list[bytes | None], now: float) -> bool:
         status, *executions = fields
         if status is None:
             # Redis may have been swapped or emptied: what it does not know is kept for as long as
             # any result would be.
-            return found.modified < time.time() - self._settings.result_ttl_seconds
+            return found.modified <= now - self._settings.result_ttl_seconds
         if found.execution_id == INPUTS:
             # A job keeps these to its end and beyond: RQ's tools may put it to work again.
             return False
@@ -165,8 +180,9 @@ class Keeper:
 
     def _sweep_uploads(self) -> int:
         """Removes uploads whose time is over, and what broken ones have left."""
-        old = time.time() - self._orphan_grace_seconds
-        candidates = [found for found in self._blobs.uploads() if found.modified < old]
+        now = self._blobs.now()
+        old = now - self._orphan_grace_seconds
+        candidates = [found for found in self._blobs.uploads() if found.modified <= old]
         removed = 0
         for start in range(0, len(candidates), BATCH):
             part = candidates[start : start + BATCH]
@@ -174,7 +190,7 @@ class Keeper:
             for found in part:
                 pipeline.hget(keys.file(found.file_id), "blob")
             for found, blob in zip(part, pipeline.execute(), strict=True):
-                if self._is_stray(found, blob):
+                if self._is_stray(found, blob, now):
                     found.path.unlink(missing_ok=True)
                     removed += 1
         return removed
@@ -202,12 +218,12 @@ class Keeper:
                     part = rows[start : start + BATCH]
                     scripts.run(self._redis, scripts.PRUNE, [listing, hashes, *part])
 
-    def _is_stray(self, found: UploadBlob, blob: bytes | None) -> bool:
+    def _is_stray(self, found: UploadBlob, blob: bytes | None, now: float) -> bool:
         if found.is_partial:
-            return found.modified < time.time() - PARTIAL_SECONDS
+            return found.modified <= now - PARTIAL_SECONDS
         if blob is None:
             # As with results: Redis may have been swapped or emptied.
-            return found.modified < time.time() - self._settings.file_ttl_seconds
+            return found.modified <= now - self._settings.file_ttl_seconds
         return blob != found.name.encode()
 
     def _redis_now(self) -> float:
