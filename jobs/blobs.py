@@ -8,6 +8,7 @@ uploads in `files/<blob id>`.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -153,6 +154,17 @@ class FileBlobStore:
                 yield UploadBlob(name, path, path.stat().st_mtime)
             except FileNotFoundError:
                 continue
+
+    def now(self) -> float:
+        """The time on the clock that stamps the blobs, which need not be this process's own.
+
+        -inf while there is no folder. Touches only that: a full disk takes no new file.
+        """
+        try:
+            os.utime(self._root)
+            return self._root.stat().st_mtime
+        except FileNotFoundError:
+            return -math.inf
 
     def path(self, key: str) -> Path:
         """Where the blob lies, or would."""

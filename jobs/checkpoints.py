@@ -32,21 +32,30 @@ def is_checkpoint_of(job_id: str, key: str) -> bool:
 
 
 def sweep_checkpoints(
-    blobs: FileBlobStore, found: ExecutionBlobs, fields: Sequence[bytes | None]
+    blobs: FileBlobStore,
+    found: ExecutionBlobs,
+    listed: Sequence[str],
+    fields: Sequence[bytes | None],
+    *,
+    is_old: bool,
 ) -> int:
     """Removes the checkpoints in `found` that can never be resumed from; returns how many.
 
-    `fields` are those of `FIELDS`, of a job that Redis knows. What the job points at stays, and
-    what its worker has written and may be about to point it at.
+    `listed` are the keys in it, `fields` those of `FIELDS`, of a job that Redis knows, and read
+    after the listing: then the execution that wrote a checkpoint had been granted before, and if
+    it does not hold the job any more, the job will never point at it. What the job points at stays,
+    and what its worker has written and may be about to point it at. The folder of a job that has
+    ended goes as a whole once it `is_old`: the background of its worker may still write there.
     """
     status, execution, pointer = fields
-    stored = blobs.keys_in(found.prefix)
     if status not in _ACTIVE:
+        if not is_old:
+            return 0
         blobs.delete_prefix(found.prefix)
-        return len(stored)
+        return len(listed)
     own = f"{found.prefix}/{execution.decode()}-" if execution else None
     removed = 0
-    for key in stored:
+    for key in listed:
         if key.encode() == pointer or (own is not None and key.startswith(own)):
             continue
         blobs.delete(key)

@@ -12,7 +12,6 @@ from redis import Redis
 
 from config.settings import Settings
 from jobs import scripts
-from jobs.lease_wire import WORKER_LOST_TRACE
 from jobs.metrics import count_put_back
 
 log = logging.getLogger(__name__)
@@ -31,7 +30,6 @@ def take_back(redis: Redis, settings: Settings, worker: str) -> list[str]:
     """
     args: list[scripts.Argument] = [
         worker,
-        WORKER_LOST_TRACE,
         settings.result_ttl_seconds,
         settings.event_ttl_seconds,
     ]

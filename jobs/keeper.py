@@ -7,6 +7,7 @@ process per machine runs it in a loop (`denoised keeper`).
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from contextlib import suppress
@@ -19,7 +20,6 @@ from redis.exceptions import RedisError
 from config.settings import Settings
 from jobs import checkpoints, keys, scripts
 from jobs.blobs import INPUTS, ExecutionBlobs, FileBlobStore, UploadBlob, job_prefix
-from jobs.lease_wire import WORKER_LOST_TRACE
 from jobs.metrics import count_put_back
 from jobs.worker_registry import forget_dead
 
@@ -106,9 +106,10 @@ class Keeper:
         args: list[scripts.Argument] = [
             settings.lease_seconds,
             BATCH,
-            WORKER_LOST_TRACE,
             settings.result_ttl_seconds,
             settings.event_ttl_seconds,
+            # Living workers get through a shorter silence without losing a lease.
+            math.ceil(1000 * max(settings.lease_seconds / 2, 2 * settings.reap_seconds)),
         ]
         for job_id, model, result in scripts.run(self._redis, scripts.REAP, args):
             settled[result.decode()].append(job_id.decode())
@@ -131,29 +132,44 @@ class Keeper:
 
     def _sweep(self) -> int:
         """Removes blobs of executions that can no longer finish."""
-        old = time.time() - self._orphan_grace_seconds
-        candidates = [found for found in self._blobs.executions() if found.modified < old]
+        now = self._blobs.now()
+        old = now - self._orphan_grace_seconds
+        # A running job's folder of checkpoints is never old: its worker writes there all the time.
+        candidates = [
+            found
+            for found in self._blobs.executions()
+            if found.modified <= old or found.execution_id == checkpoints.CHECKPOINTS
+        ]
         removed = 0
         for start in range(0, len(candidates), BATCH):
             part = candidates[start : start + BATCH]
+            listed = [
+                self._blobs.keys_in(found.prefix)
+                if found.execution_id == checkpoints.CHECKPOINTS
+                else []
+                for found in part
+            ]
             pipeline = self._redis.pipeline(transaction=False)
             for found in part:
                 pipeline.hmget(keys.job(found.job_id), [*checkpoints.FIELDS, "last_exec"])
-            for found, (*fields, last_exec) in zip(part, pipeline.execute(), strict=True):
+            replies = pipeline.execute()
+            for found, stored, (*fields, last_exec) in zip(part, listed, replies, strict=True):
                 status, execution, _ = fields
                 if found.execution_id == checkpoints.CHECKPOINTS and status is not None:
-                    removed += checkpoints.sweep_checkpoints(self._blobs, found, fields)
-                elif self._is_orphan(found, [status, execution, last_exec]):
+                    removed += checkpoints.sweep_checkpoints(
+                        self._blobs, found, stored, fields, is_old=found.modified <= old
+                    )
+                elif self._is_orphan(found, [status, execution, last_exec], now):
                     self._blobs.delete_prefix(found.prefix)
                     removed += 1
         return removed
 
-    def _is_orphan(self, found: ExecutionBlobs, fields: list[bytes | None]) -> bool:
+    def _is_orphan(self, found: ExecutionBlobs, fields: list[bytes | None], now: float) -> bool:
         status, *executions = fields
         if status is None:
             # Redis may have been swapped or emptied: what it does not know is kept for as long as
             # any result would be.
-            return found.modified < time.time() - self._settings.result_ttl_seconds
+            return found.modified <= now - self._settings.result_ttl_seconds
         if found.execution_id == INPUTS:
             # A job keeps these to its end and beyond: RQ's tools may put it to work again.
             return False
@@ -164,8 +180,9 @@ class Keeper:
 
     def _sweep_uploads(self) -> int:
         """Removes uploads whose time is over, and what broken ones have left."""
-        old = time.time() - self._orphan_grace_seconds
-        candidates = [found for found in self._blobs.uploads() if found.modified < old]
+        now = self._blobs.now()
+        old = now - self._orphan_grace_seconds
+        candidates = [found for found in self._blobs.uploads() if found.modified <= old]
         removed = 0
         for start in range(0, len(candidates), BATCH):
             part = candidates[start : start + BATCH]
@@ -173,7 +190,7 @@ class Keeper:
             for found in part:
                 pipeline.hget(keys.file(found.file_id), "blob")
             for found, blob in zip(part, pipeline.execute(), strict=True):
-                if self._is_stray(found, blob):
+                if self._is_stray(found, blob, now):
                     found.path.unlink(missing_ok=True)
                     removed += 1
         return removed
@@ -188,6 +205,7 @@ class Keeper:
             revoked = set(cast("list[bytes]", known)) - {b"", *owners}
             if revoked:
                 self._redis.hdel(name, *cast("set[str]", revoked))
+                self._redis.delete(*(keys.held(key_id.decode()) for key_id in revoked))
         for index, hashes, ttl in (
             (keys.INDEX, keys.job(""), self._settings.result_ttl_seconds),
             (keys.FILE_INDEX, keys.file(""), self._settings.file_ttl_seconds),
@@ -200,12 +218,12 @@ class Keeper:
                     part = rows[start : start + BATCH]
                     scripts.run(self._redis, scripts.PRUNE, [listing, hashes, *part])
 
-    def _is_stray(self, found: UploadBlob, blob: bytes | None) -> bool:
+    def _is_stray(self, found: UploadBlob, blob: bytes | None, now: float) -> bool:
         if found.is_partial:
-            return found.modified < time.time() - PARTIAL_SECONDS
+            return found.modified <= now - PARTIAL_SECONDS
         if blob is None:
             # As with results: Redis may have been swapped or emptied.
-            return found.modified < time.time() - self._settings.file_ttl_seconds
+            return found.modified <= now - self._settings.file_ttl_seconds
         return blob != found.name.encode()
 
     def _redis_now(self) -> float:

@@ -29,6 +29,7 @@ names. The scripts build key names from ids, so one Redis primary is needed, not
 | `denoised:fair`, `denoised:served` | hash | key id -> its tag; time of its latest claim in us |
 | `denoised:held:<key id>` | set | ids of a key's running jobs |
 | `denoised:usage:<key id>:<day>` | hash | jobs and GPU-seconds of a key since midnight UTC |
+| `denoised:reap_from` | number | from when on leases are reaped, Redis time; short-lived |
 | `denoised:deadlines` | zset | id -> deadline, Redis time |
 | `denoised:costs:<model>`, `denoised:costs:mean` | hash | moving averages by shape, by model |
 | `denoised:apikey:<id>` | hash | one API key: digest of its secret, name, quotas |
@@ -76,6 +77,11 @@ def listing(index: str, owner: str) -> str:
 def api_key(key_id: str) -> str:
     """The hash of one API key."""
     return f"denoised:apikey:{key_id}"
+
+
+def held(key_id: str) -> str:
+    """The running jobs of one API key."""
+    return f"denoised:held:{key_id}"
 
 
 def costs(model: str) -> str:

@@ -24,7 +24,6 @@ from jobs.connections import connect
 from jobs.errors import ForeignJob, StoreUnavailable, is_away
 from jobs.event_log import loading_fragment
 from jobs.lease_wire import (
-    WORKER_LOST_TRACE,
     beat_arguments,
     claimed_job,
     finish_arguments,
@@ -240,19 +239,28 @@ class LeaseClient:
             self._count_finish(job, reply)
         return bool(reply[0])
 
-    def requeue(self, job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage) -> bool:
+    def requeue(
+        self,
+        job: ClaimedJob,
+        cause: str,
+        refund_attempt: bool,
+        usage: Usage | None,
+        detail: str = "",
+    ) -> bool:
         """Hands the job back to the front of its queue; False when the lease was lost.
 
         Whoever claims it next goes on from its checkpoint. `cause` shows in the job.requeued event.
         A drain refunds the attempt; without a refund a job whose attempts are used up fails with
-        worker_lost, and a job whose cancellation was asked for ends as cancelled.
+        worker_lost, whose message names the causes; RQ's trace of it has `detail`, one line, too. A
+        job whose cancellation was asked for ends as cancelled. Without `usage` the attempt is
+        charged what it was estimated to cost, or what its checkpoints have booked if that is more.
         """
         args: list[scripts.Argument] = [
             job.id,
             job.execution_id,
             cause,
             int(refund_attempt),
-            WORKER_LOST_TRACE,
+            detail.encode("utf-8", "replace"),
             *usage_arguments(usage),
             self._settings.result_ttl_seconds,
             self._settings.event_ttl_seconds,

@@ -24,8 +24,6 @@ from jobs.rq_record import (
 from jobs.scripts import Argument
 from jobs.types import Checkpoint, ClaimedJob, Outcome, Progress, Usage, Verdict
 
-WORKER_LOST_TRACE = encode_trace("worker_lost: every allowed attempt lost its worker")
-
 _VERDICTS = {0: Verdict.LEASE_LOST, 1: Verdict.CONTINUE, 2: Verdict.CANCEL}
 
 
@@ -110,8 +108,10 @@ def finish_arguments(
     ]
 
 
-def usage_arguments(usage: Usage) -> tuple[float, int, int]:
+def usage_arguments(usage: Usage | None) -> tuple[float | str, int, int]:
     """For every script that books what an attempt has cost."""
+    if usage is None:
+        return "", 0, 0
     return usage.gpu_seconds, usage.steps, usage.resumed_steps
 
 

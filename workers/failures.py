@@ -37,10 +37,15 @@ def failure_of(error: Exception, stage: Stage, job: ClaimedJob) -> JobFailure:
     if is_out_of_memory(error):
         message = f"out of memory while {stage} {_size_of(job)}; ask for fewer or smaller ones"
         return JobFailure(code=ErrorCode.OUT_OF_MEMORY, message=message, retryable=True)
-    message = f"{stage} failed: {type(error).__name__}: {_first_line(error)}"
+    message = f"{stage} failed: {one_line(error)}"
     return JobFailure(
         code=ErrorCode.INTERNAL, message=message, retryable=isinstance(error, OSError)
     )
+
+
+def one_line(error: Exception) -> str:
+    """What kind of error it is and what it says."""
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def cancelled(usage: Usage) -> Outcome:

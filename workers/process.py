@@ -28,7 +28,7 @@ from config.model_spec import ModelSpec
 from config.settings import Settings
 from jobs.errors import StoreUnavailable
 from jobs.lease import RETRY_SECONDS, LeaseClient
-from jobs.types import ClaimedJob, Priority, Usage, Verdict
+from jobs.types import ClaimedJob, Priority, Verdict
 from jobs.worker_registry import WorkerInfo, worker_name
 from models import loading
 from models.errors import Cancelled
@@ -37,6 +37,7 @@ from workers import metrics
 from workers.assembly import engine_of
 from workers.device import Device, DeviceLost
 from workers.engine import Engine
+from workers.failures import one_line
 from workers.heartbeat import Heartbeat, Pulse
 from workers.isolation import anyone_alone, must_be_alone
 from workers.model_switching import LOOK_SECONDS, ModelSwitching
@@ -183,7 +184,7 @@ class Worker:
             log.warning("could not sign off", error=str(error))
 
     def _serve(self, engine: Engine) -> int:
-        cause, refund, status = "drained", True, 0
+        cause, detail, refund, status = "drained", "", True, 0
         try:
             with suppress(Stopped):
                 while self._signals.count == 0:
@@ -191,11 +192,11 @@ class Worker:
             self._drain(engine)
         except DeviceLost as error:
             log.error("device lost", reason=str(error))
-            cause, refund, status = "device_lost", False, EXIT_BROKEN
-        except Exception:
+            cause, detail, refund, status = "device_lost", one_line(error), False, EXIT_BROKEN
+        except Exception as error:
             log.exception("worker failed")
-            cause, refund, status = "worker_failed", False, EXIT_BROKEN
-        self._hand_back(engine, cause, refund=refund)
+            cause, detail, refund, status = "worker_failed", one_line(error), False, EXIT_BROKEN
+        self._hand_back(engine, cause, refund=refund, detail=detail)
         return status
 
     def _go_on(self, engine: Engine) -> None:
@@ -308,6 +309,7 @@ class Worker:
         *,
         refund: bool,
         jobs: Collection[ClaimedJob] | None = None,
+        detail: str = "",
     ) -> None:
         """Give `jobs`, or all, to others; with checkpoints if they were interrupted on purpose."""
         if refund:
@@ -315,7 +317,7 @@ class Worker:
         for job, usage in engine.evict(jobs):
             try:
                 with self._pulse.waiting():
-                    self._lease.requeue(job, cause, refund, usage)
+                    self._lease.requeue(job, cause, refund, usage, detail)
             except StoreUnavailable as error:
                 log.warning("could not hand back", job=job.id, error=str(error))
                 return
@@ -328,7 +330,7 @@ class Worker:
             # The main thread may hang inside a call on its own connection.
             lease = LeaseClient(self._redis_url, self._settings, self.name)
             for job in jobs:
-                lease.requeue(job, "worker_hung", False, Usage())
+                lease.requeue(job, "worker_hung", False, None)
 
         thread = threading.Thread(target=last_words, daemon=True)
         thread.start()

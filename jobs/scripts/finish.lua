@@ -36,7 +36,8 @@ add_usage(id, ARGV[9], ARGV[10], ARGV[11])
 settle_share(job, ARGV[9])
 if ARGV[14] ~= '' then
   learn('denoised:costs:' .. job.model, ARGV[14], { unpack(ARGV, 15, 19) })
-  learn('denoised:costs:mean', job.model, { ARGV[20], ARGV[21] })
+  -- A resumed attempt took only a part of the job.
+  if ARGV[11] == '0' then learn('denoised:costs:mean', job.model, { ARGV[20], ARGV[21] }) end
 end
 redis.call('LPUSH', 'denoised:finishes', string.format('%.6f', now))
 redis.call('LTRIM', 'denoised:finishes', 0, 63)

@@ -40,10 +40,7 @@ local CANCELLED_WHILE_RUNNING =
   '{"code":"cancelled","message":"cancelled on request","param":null,"retryable":false}'
 local DEADLINE_PASSED = '{"code":"deadline_exceeded","message":"the deadline passed before it was '
   .. 'done","param":null,"retryable":false}'
--- RQ's form of "deadline_exceeded: the deadline passed": zlib, then base64.
-local DEADLINE_TRACE = 'eJxLSU1MycnMS41PrUhOTU1JTbFSKMlIVUiBCisUJBYXp6YAABp+Dl4='
-local WORKER_LOST = '{"code":"worker_lost","message":"every allowed attempt lost its worker",'
-  .. '"param":null,"retryable":true}'
+local CAUSES_KEPT = 10
 
 -- The fields the scripts decide by; nil when there is no such job.
 local FIELDS = { 'status', 'exec', 'cancel', 'attempt', 'max_attempts', 'origin', 'model',
@@ -215,7 +212,7 @@ end
 -- event log and all its attempts.
 local function revive(id, job)
   redis.call('HDEL', job_key(id), 'final_event', 'last_exec', 'error', 'outputs', 'cancel',
-    'deadline_us')
+    'deadline_us', 'causes')
   redis.call('HSET', job_key(id), 'attempt', 0)
   drop_checkpoint(id)
   redis.call('PERSIST', job_key(id))
@@ -224,6 +221,29 @@ local function revive(id, job)
   redis.call('ZREM', 'denoised:expiry', id)
   job.attempt, job.cancel, job.final_event, job.is_late = 0, nil, nil, nil
   emit(id, 'requeued', 'queued', nil, 0, ',"cause":"operator","step":0')
+end
+
+-- RQ's form of a text shorter than 64 KB: zlib, not compressed, then base64.
+local DIGITS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/'
+local function trace_of(text)
+  local a, b = 1, 0
+  for i = 1, #text do
+    a = (a + text:byte(i)) % 65521
+    b = (b + a) % 65521
+  end
+  local function two_bytes(n) return string.char(math.floor(n / 256), n % 256) end
+  local zlib = '\120\1\1' .. two_bytes(#text):reverse() .. two_bytes(65535 - #text):reverse()
+    .. text .. two_bytes(b) .. two_bytes(a)
+  local digits = {}
+  for i = 1, #zlib, 3 do
+    local x, y, z = zlib:byte(i, i + 2)
+    local n = x * 65536 + (y or 0) * 256 + (z or 0)
+    for place, there in ipairs({ true, true, y ~= nil, z ~= nil }) do
+      local digit = math.floor(n / 64 ^ (4 - place)) % 64 + 1
+      digits[#digits + 1] = there and DIGITS:sub(digit, digit) or '='
+    end
+  end
+  return table.concat(digits)
 end
 
 -- The one place where a terminal state is written. `ending`: status (RQ's word), error and outputs
@@ -260,19 +280,38 @@ end
 local function settle_late(id, job, exec, ttl, event_ttl)
   settle(id, job, exec, { status = 'failed', error = DEADLINE_PASSED, outputs = '',
     extra = ',"error":' .. DEADLINE_PASSED,
-    result = { 'type', '2', 'exc_string', DEADLINE_TRACE } }, ttl, event_ttl)
+    result = { 'type', '2', 'exc_string', trace_of('deadline_exceeded: the deadline passed') } },
+    ttl, event_ttl)
 end
 
--- An attempt ends without a result. Returns what became of the job: requeued, failed, canceled.
-local function put_back(id, job, exec, cause, refund, lost_trace, ttl, event_ttl)
+-- Notes why an attempt that counts was lost; returns the latest ten such causes of the job, without
+-- and with what more is said of them. The latter may be about other jobs: it is for operators.
+local function note_cause(id, cause, detail)
+  local causes = cjson.decode(redis.call('HGET', job_key(id), 'causes') or '[]')
+  causes[#causes + 1] = detail == '' and cause or cause .. ' (' .. detail .. ')'
+  if #causes > CAUSES_KEPT then table.remove(causes, 1) end
+  redis.call('HSET', job_key(id), 'causes', cjson.encode(causes))
+  local names = {}
+  for i, text in ipairs(causes) do names[i] = text:match('^%S+') end
+  return table.concat(names, ', '), table.concat(causes, '; ')
+end
+
+-- An attempt ends without a result. `detail` says more about the cause, or is empty. Returns what
+-- became of the job: requeued, failed, canceled.
+local function put_back(id, job, exec, cause, refund, detail, ttl, event_ttl)
   if job.cancel or job.status == 'canceled' then
     settle_cancelled(id, job, exec, CANCELLED_WHILE_RUNNING, ttl, event_ttl)
     return 'canceled'
   end
+  local names, causes
+  if not refund then names, causes = note_cause(id, cause, detail) end
   if not refund and job.attempt >= job.max_attempts then
-    settle(id, job, exec, { status = 'failed', error = WORKER_LOST, outputs = '',
-      extra = ',"error":' .. WORKER_LOST,
-      result = { 'type', '2', 'exc_string', lost_trace } }, ttl, event_ttl)
+    local why = 'every allowed attempt lost its worker: '
+    local lost = '{"code":"worker_lost","message":' .. cjson.encode(why .. names)
+      .. ',"param":null,"retryable":true}'
+    settle(id, job, exec, { status = 'failed', error = lost, outputs = '',
+      extra = ',"error":' .. lost,
+      result = { 'type', '2', 'exc_string', trace_of('worker_lost: ' .. why .. causes) } }, ttl, event_ttl)
     return 'failed'
   end
   local key = job_key(id)
@@ -313,6 +352,13 @@ local function settle_share(job, gpu_seconds)
     redis.call('HINCRBYFLOAT', usage_key(job.owner), 'gpu_seconds', gpu_seconds)
     redis.call('EXPIRE', usage_key(job.owner), 2 * DAY)
   end
+end
+
+-- The same of one that cannot tell: what its checkpoints have booked, and no less than the estimate.
+local function settle_lost(id, job)
+  local booked = redis.call('HGET', job_key(id), BOOKED[1])
+  settle_share(job, string.format('%.6f',
+    math.max(tonumber(booked or 0), tonumber(job.charged or 0))))
 end
 
 -- Everything but the blobs, which are not in Redis, and but the entry in the listing of an API key

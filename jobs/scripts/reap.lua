@@ -2,24 +2,36 @@
 -- Also ends what RQ's tools cancelled while it was queued: they write no event and no expiry; and
 -- what waits past its deadline.
 -- After a Redis restart the leases on disk are old while the workers live: nothing is reaped until
--- the server has been up long enough for every living worker to have beaten its heart.
--- ARGV: lease seconds, most jobs per call, trace for worker_lost, ttl, event ttl
+-- the server has been up long enough for every living worker to have beaten its heart. The same holds
+-- after a Redis that was frozen, which shows in that nobody has called this for longer than the
+-- patience: leases are then left alone for as long.
+-- ARGV: lease seconds, most jobs per call, ttl, event ttl, patience in ms
 -- Returns {{id, model, requeued|failed|canceled}, ...}
+local reap_from = tonumber(redis.call('GET', 'denoised:reap_from') or now + ARGV[1] + 1)
+redis.call('SET', 'denoised:reap_from', string.format('%.6f', reap_from), 'PX', ARGV[5])
 local uptime = tonumber(redis.call('INFO', 'server'):match('uptime_in_seconds:(%d+)'))
 if uptime <= tonumber(ARGV[1]) + 1 then return {} end
 local reaped = {}
-for _, member in ipairs(redis.call('ZRANGEBYSCORE', 'denoised:wip', '-inf', now,
-    'LIMIT', 0, ARGV[2])) do
+local lapsed = now < reap_from and {} or
+  redis.call('ZRANGEBYSCORE', 'denoised:wip', '-inf', now, 'LIMIT', 0, ARGV[2])
+for _, member in ipairs(lapsed) do
   local id, exec = member:match('^([^:]+):(.+)$')
   local job = load_job(id)
   if job and job.exec == exec then
+    settle_lost(id, job)
     reaped[#reaped + 1] = { id, job.model or '',
-      put_back(id, job, '', 'lease_lapsed', false, ARGV[3], ARGV[4], ARGV[5]) }
+      put_back(id, job, '', 'lease_lapsed', false, '', ARGV[3], ARGV[4]) }
   else
     -- A lease whose job is gone (deleted by RQ's tools) or was claimed anew.
     redis.call('ZREM', 'denoised:wip', member)
     for _, name in ipairs(redis.call('SMEMBERS', 'denoised:queues')) do
       redis.call('ZREM', 'rq:wip:' .. name, member)
+    end
+    if not job then
+      -- The hash knew whose it was.
+      for _, owner in ipairs(redis.call('HKEYS', 'denoised:served')) do
+        redis.call('SREM', 'denoised:held:' .. owner, id)
+      end
     end
   end
 end
@@ -32,7 +44,7 @@ for _, name in ipairs(redis.call('SMEMBERS', 'denoised:queues')) do
       redis.call('ZREM', 'rq:canceled:' .. name, id)
     elseif job.status == 'canceled' and not job.exec and not job.final_event then
       leave_lane(id, job)
-      settle_cancelled(id, job, '', CANCELLED_WHILE_QUEUED, ARGV[4], ARGV[5])
+      settle_cancelled(id, job, '', CANCELLED_WHILE_QUEUED, ARGV[3], ARGV[4])
       reaped[#reaped + 1] = { id, job.model or '', 'canceled' }
     end
   end
@@ -43,7 +55,7 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', 'denoised:deadlines', '-inf', no
   local job = load_job(id)
   if job and job.status == 'queued' and job.is_late then
     leave_lane(id, job)
-    settle_late(id, job, '', ARGV[4], ARGV[5])
+    settle_late(id, job, '', ARGV[3], ARGV[4])
     reaped[#reaped + 1] = { id, job.model or '', 'failed' }
   elseif job and job.status == 'started' then
     redis.call('ZADD', 'denoised:deadlines', now + 1, id)

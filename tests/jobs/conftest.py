@@ -20,6 +20,7 @@ from jobs.store import JobStore
 from jobs.types import ClaimedJob, NewJob, Output
 
 MODEL = "test-model"
+REAP_FROM = "denoised:reap_from"
 MakeJob = Callable[..., NewJob]
 MakeWorker = Callable[..., LeaseClient]
 ClaimOne = Callable[..., Awaitable[ClaimedJob]]
@@ -98,17 +99,19 @@ def blobs(settings: Settings) -> FileBlobStore:
 
 @pytest.fixture
 def keeper(redis_client: Redis, settings: Settings, blobs: FileBlobStore) -> Keeper:
-    """A keeper past its uptime guard, that sweeps on every round and gives no grace."""
+    """A keeper past its guards, that sweeps on every round and gives no grace."""
     while redis_client.info("server")["uptime_in_seconds"] <= settings.lease_seconds + 1:
         time.sleep(0.1)
+    redis_client.set(REAP_FROM, 0)
     return Keeper(redis_client, settings, blobs, orphan_grace_seconds=0, sweep_seconds=0)
 
 
 @pytest.fixture
 def lapse(redis_client: Redis) -> Lapse:
-    """Moves the end of a job's lease into the past."""
+    """Moves the end of a job's lease into the past, keepers having looked on all the while."""
 
     def lapse(job: ClaimedJob) -> None:
+        redis_client.set(REAP_FROM, 0)
         member = f"{job.id}:{job.execution_id}"
         assert redis_client.zadd("denoised:wip", {member: 1}, xx=True, ch=True) == 1
 

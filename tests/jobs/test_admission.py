@@ -12,11 +12,15 @@ from redis.asyncio import Redis as AsyncRedis
 from config.settings import Settings
 from jobs import costs
 from jobs.api_keys import KeyStore, Quotas
+from jobs.checkpoints import checkpoint_key
+from jobs.dead_worker import take_back
 from jobs.errors import DeadlineTooSoon, QueueFull, QuotaExceeded
 from jobs.keeper import Keeper
 from jobs.lease import LeaseClient
 from jobs.store import JobStore
 from jobs.types import (
+    Checkpoint,
+    ClaimedJob,
     ErrorCode,
     NewJob,
     Outcome,
@@ -101,6 +105,52 @@ async def test_a_day_has_its_jobs_and_its_gpu_seconds(
     assert 0 < redis_client.ttl(usage) <= 2 * DAY
     redis_client.rename(usage, f"denoised:usage:{by_jobs}:{today - 1}")
     await store.submit(make_job(owner=by_jobs))
+
+
+@pytest.mark.parametrize("end", ["lapsed", "died", "hung"])
+async def test_an_attempt_that_cannot_tell_what_it_cost_is_charged_all_the_same(
+    store: JobStore,
+    redis_client: Redis,
+    settings: Settings,
+    make_job: MakeJob,
+    worker: LeaseClient,
+    keeper: Keeper,
+    lapse: Callable[[ClaimedJob], None],
+    key_of: Callable[..., str],
+    end: str,
+) -> None:
+    """What its checkpoints booked, and no less than the second that is charged unmeasured."""
+    key = key_of(gpu_seconds_per_day=5)
+    await store.submit(make_job(owner=key))
+
+    def lose(job: ClaimedJob) -> None:
+        if end == "lapsed":
+            lapse(job)
+            keeper.run_once()
+        elif end == "died":
+            take_back(redis_client, settings, "worker-a")
+        else:
+            worker.requeue(job, "worker_hung", False, None)
+
+    def charged() -> tuple[float, float]:
+        days = [redis_client.hget(day, "gpu_seconds") for day in redis_client.keys("*:usage:*")]
+        share = redis_client.hget("denoised:fair", key)
+        return sum(float(seconds or 0) for seconds in days), float(share or 0)
+
+    [job] = worker.claim([MODEL], 1)
+    lose(job)
+    assert charged() == (1, 1)
+    [job] = worker.claim([MODEL], 1)
+    checkpoint = Checkpoint(checkpoint_key(job.id, job.execution_id, 2), 2, "0")
+    assert worker.record_checkpoint(job, checkpoint, Usage(gpu_seconds=1000.0, steps=2))
+    lose(job)
+    assert charged() == (1001, 1001)
+    with pytest.raises(QuotaExceeded):
+        await store.submit(make_job(owner=key))
+    [job] = worker.claim([MODEL], 1)
+    usage = Usage(gpu_seconds=2.0, steps=2, resumed_steps=2)
+    assert worker.finish(job, Outcome(Status.SUCCEEDED, usage=usage))
+    assert charged() == (1003, 1003)
 
 
 async def test_the_queue_limit_counts_the_lanes_of_all_keys(

@@ -115,7 +115,10 @@ def test_a_revoked_key_leaves_no_account_of_its_share(redis_client: Redis, keepe
     good, _ = KeyStore(redis_client).create("studio")
     for name in ("denoised:fair", "denoised:served"):
         redis_client.hset(name, mapping={"": 1, good.id: 2, "revoked": 3})
+    for owner in (good.id, "revoked"):
+        redis_client.sadd(f"denoised:held:{owner}", "job_1")
     keeper.run_once()
+    assert redis_client.keys("denoised:held:*") == [f"denoised:held:{good.id}".encode()]
     for name in ("denoised:fair", "denoised:served"):
         assert set(redis_client.hkeys(name)) == {b"", good.id.encode()}
 

@@ -242,6 +242,44 @@ async def test_the_sweep_spares_what_may_still_be_resumed_from(
     assert blobs.read(input_key(first.id, "video")) == b"input"
 
 
+async def test_a_checkpoint_recorded_while_the_keeper_looks_is_not_swept(
+    claim_one: ClaimOne, worker: LeaseClient, redis_client: Redis, settings: Settings
+) -> None:
+    """Another worker claims the job and moves the pointer between two looks of the keeper's."""
+    first = await claim_one()
+    worker.record_checkpoint(first, stored(FileBlobStore(settings.blob_dir), first, 1), cost(1))
+    worker.requeue(first, "drained", True, cost(1))
+    recorded: list[Checkpoint] = []
+
+    class Meanwhile(FileBlobStore):
+        def keys_in(self, prefix: str) -> list[str]:
+            [again] = worker.claim([MODEL], 1)
+            recorded.append(stored(self, again, 2))
+            assert worker.record_checkpoint(again, recorded[0], cost(1))
+            return super().keys_in(prefix)
+
+    blobs = Meanwhile(settings.blob_dir)
+    Keeper(redis_client, settings, blobs, orphan_grace_seconds=0, sweep_seconds=0).run_once()
+    assert blobs.read(recorded[0].key) == b"state"
+
+
+async def test_what_a_dead_worker_left_goes_while_the_job_runs_and_is_checkpointed(
+    claim_one: ClaimOne,
+    worker: LeaseClient,
+    redis_client: Redis,
+    settings: Settings,
+    blobs: FileBlobStore,
+) -> None:
+    first = await claim_one()
+    stored(blobs, first, 1)
+    worker.requeue(first, "worker_died", False, cost(1))
+    [again] = worker.claim([MODEL], 1)
+    kept = stored(blobs, again, 2)
+    worker.record_checkpoint(again, kept, cost(1))
+    assert Keeper(redis_client, settings, blobs, sweep_seconds=0).run_once().orphans == 1
+    assert left(blobs, first.id) == [kept.key]
+
+
 async def test_checkpoints_of_a_job_that_redis_does_not_know_stay_as_long_as_results(
     keeper: Keeper, blobs: FileBlobStore, settings: Settings
 ) -> None:

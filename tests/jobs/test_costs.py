@@ -174,6 +174,20 @@ async def test_jobs_that_came_before_the_first_measurement_count_with_the_mean(
     assert depth.gpu_seconds == pytest.approx(12.0)
 
 
+async def test_the_mean_of_a_model_is_that_of_whole_jobs(
+    store: JobStore, redis_client: Redis, make_job: MakeJob, worker: LeaseClient
+) -> None:
+    for _ in range(3):
+        await store.submit(make_job(input=request()))
+    whole = Usage(gpu_seconds=4.0, steps=4)
+    last_step = Usage(gpu_seconds=1.0, steps=1, resumed_steps=3)
+    for usage in (whole, last_step):
+        [job] = worker.claim([MODEL], 1)
+        worker.finish(job, Outcome(Status.SUCCEEDED, usage=usage, costs=MEASURED))
+    [depth] = (await store.stats()).queues
+    assert depth.gpu_seconds == pytest.approx(4.0)
+
+
 async def test_how_far_an_estimate_was_off_is_counted(
     store: JobStore, redis_client: Redis, make_job: MakeJob, worker: LeaseClient
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -13,13 +14,14 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings
+from jobs.api_keys import KeyStore
 from jobs.blobs import FileBlobStore
 from jobs.connections import connect
 from jobs.embedded_redis import EmbeddedRedis
 from jobs.keeper import Keeper, KeeperReport
 from jobs.lease import LeaseClient
 from jobs.store import JobStore
-from jobs.types import ClaimedJob, ErrorCode, JobFailure, Outcome, Output, Status
+from jobs.types import ClaimedJob, ErrorCode, JobFailure, Outcome, Output, Status, Verdict
 from jobs.worker_registry import WorkerInfo, announce
 from tests.jobs.conftest import MODEL, ClaimOne, Lapse, MakeJob
 
@@ -84,13 +86,22 @@ async def test_a_stray_lease_is_dropped_and_its_job_left_alone(
 
 
 async def test_a_running_job_that_was_deleted_from_outside_leaves_nothing_running(
-    claim_one: ClaimOne, store: JobStore, redis_client: Redis, keeper: Keeper, lapse: Lapse
+    store: JobStore,
+    redis_client: Redis,
+    make_job: MakeJob,
+    worker: LeaseClient,
+    keeper: Keeper,
+    lapse: Lapse,
 ) -> None:
-    job = await claim_one()
-    redis_client.delete(f"rq:job:{job.id}")
-    lapse(job)
+    key, _ = KeyStore(redis_client).create("studio")
+    for _ in range(2):
+        await store.submit(make_job(owner=key.id))
+    deleted, kept = worker.claim([MODEL], 2)
+    redis_client.delete(f"rq:job:{deleted.id}")
+    lapse(deleted)
     assert keeper.run_once() == KeeperReport()
-    assert (await store.stats()).running == 0
+    assert (await store.stats()).running == 1
+    assert redis_client.smembers(f"denoised:held:{key.id}") == {kept.id.encode()}
 
 
 def test_workers_that_died_are_taken_off_rqs_sets(redis_client: Redis, keeper: Keeper) -> None:
@@ -177,6 +188,32 @@ def test_nothing_is_reaped_from_a_redis_that_has_just_started(
         assert report.requeued == ("j",)
 
 
+async def test_a_frozen_redis_burns_no_attempt(
+    redis_server: EmbeddedRedis,
+    redis_client: Redis,
+    make_settings: Callable[..., Settings],
+    make_worker: Callable[..., LeaseClient],
+    claim_one: ClaimOne,
+    keeper: Keeper,
+    blobs: FileBlobStore,
+) -> None:
+    """The lease lapses while nobody can renew it; the first to come back may be the keeper."""
+    settings = make_settings(lease_seconds=0.5, heartbeat_seconds=0.25)
+    worker = make_worker(settings=settings)
+    keeper = Keeper(redis_client, settings, blobs)
+    job = await claim_one(worker)
+    keeper.run_once()
+    os.kill(redis_server.pid, signal.SIGSTOP)
+    time.sleep(0.6)
+    os.kill(redis_server.pid, signal.SIGCONT)
+    lease_end = redis_client.zscore("denoised:wip", f"{job.id}:{job.execution_id}")
+    assert lease_end is not None
+    assert lease_end < time.time()
+    assert keeper.run_once().requeued == ()
+    assert worker.beat([job]) == [Verdict.CONTINUE]
+    assert worker.finish(job, Outcome(Status.SUCCEEDED))
+
+
 async def test_an_expired_job_leaves_no_key_and_no_blob(
     redis: AsyncRedis,
     redis_client: Redis,
@@ -205,6 +242,7 @@ async def test_an_expired_job_leaves_no_key_and_no_blob(
     assert left <= {
         "denoised:queues",
         "denoised:finishes",
+        "denoised:reap_from",
         "denoised:vtime",
         "denoised:fair",
         "denoised:served",

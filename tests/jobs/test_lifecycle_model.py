@@ -206,6 +206,7 @@ class Lifecycle(RuleBasedStateMachine):
         mine = self.expected[job.id]
         holds = mine.holder == job.execution_id
         member = f"{job.id}:{job.execution_id}"
+        self.redis.set("denoised:reap_from", 0)
         moved = self.redis.zadd("denoised:wip", {member: 1}, xx=True, ch=True)
         assert moved == int(holds)
         report = self.keeper.run_once()

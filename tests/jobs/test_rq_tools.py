@@ -24,11 +24,12 @@ from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from config.settings import Settings
+from jobs.dead_worker import take_back
 from jobs.keeper import Keeper
 from jobs.lease import LeaseClient
 from jobs.rq_job import DenoiseJob
 from jobs.store import JobStore
-from jobs.types import ClaimedJob, ErrorCode, JobFailure, NewJob, Outcome, Output, Status
+from jobs.types import ClaimedJob, ErrorCode, JobFailure, NewJob, Outcome, Output, Status, Usage
 from jobs.worker_registry import WorkerInfo, announce
 
 MODEL = "test-model"
@@ -144,22 +145,33 @@ async def test_a_failed_job_says_why(
     assert counts(redis_client)["failed"] == 1
 
 
-async def test_a_poison_job_is_in_the_failed_registry_with_its_reason(
+async def test_a_poison_job_is_in_the_failed_registry_with_its_reasons(
     store: JobStore,
     redis_client: Redis,
+    settings: Settings,
     make_job: MakeJob,
     worker: LeaseClient,
     keeper: Keeper,
     lapse: Callable[[ClaimedJob], None],
 ) -> None:
     record, _ = await store.submit(make_job())
-    for _ in range(3):
-        [claimed] = worker.claim([MODEL], 1)
-        lapse(claimed)
-        keeper.run_once()
+    [claimed] = worker.claim([MODEL], 1)
+    assert worker.requeue(claimed, "worker_failed", False, Usage(), 'ValueError: "für" \udc80')
+    [claimed] = worker.claim([MODEL], 1)
+    assert worker.requeue(claimed, "drained", True, Usage())
+    [claimed] = worker.claim([MODEL], 1)
+    lapse(claimed)
+    keeper.run_once()
+    worker.claim([MODEL], 1)
+    take_back(redis_client, settings, "worker-a")
+    why = "every allowed attempt lost its worker: "
+    error = (await store.get(record.id)).error
+    assert error is not None
+    assert error.message == f"{why}worker_failed, lease_lapsed, worker_died"
     result = fetch(redis_client, record.id).latest_result()
     assert result is not None
-    assert "worker_lost" in str(result.exc_string)
+    reasons = 'worker_failed (ValueError: "für" ?); lease_lapsed; worker_died'
+    assert result.exc_string == f"worker_lost: {why}{reasons}"
     assert counts(redis_client) == {
         "queued": 0,
         "started": 0,

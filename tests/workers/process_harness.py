@@ -130,10 +130,11 @@ class Station:
 
 @contextmanager
 def keeping(settings: Settings) -> Iterator[None]:
-    """A keeper in a thread."""
+    """A keeper in a thread, as if it had looked on for long."""
     assert settings.redis_url is not None
     stop = threading.Event()
     with connect(settings.redis_url) as redis:
+        redis.set("denoised:reap_from", 0)
         keeper = Keeper(redis, settings, FileBlobStore(settings.blob_dir))
         thread = threading.Thread(target=keeper.run, args=(stop,))
         thread.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import os
 import signal
 from collections import Counter
@@ -239,6 +240,7 @@ async def test_a_hung_step_ends_the_process_and_frees_the_job(here: Station) -> 
     assert await worker.exit_status() == EXIT_BROKEN
     record = await here.store.get(job)
     assert (record.status, record.attempt) == (Status.QUEUED, 1)
+    assert float(await here.redis.hget("denoised:fair", "") or 0) == 1, "charged as claimed"
     await here.store.cancel(job)
     events = await here.events(job)
     assert [e["cause"] for e in events if e["type"] == "job.requeued"] == ["worker_hung"]
@@ -252,6 +254,9 @@ async def test_a_lost_device_ends_the_process_and_frees_all_jobs(here: Station) 
     assert await worker.exit_status() == EXIT_BROKEN
     for job in (bad, other):
         assert (await here.store.get(job)).status is Status.QUEUED
+        causes = await here.redis.hget(f"rq:job:{job}", "causes")
+        reason = "DeviceLost: CUDA error: device-side assert triggered"
+        assert json.loads(causes or "") == [f"device_lost ({reason})"]
 
 
 async def test_a_damaged_model_is_named_and_the_others_are_served(here: Station) -> None:
