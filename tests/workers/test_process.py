@@ -376,7 +376,9 @@ def test_a_worker_that_waits_for_redis_to_hand_a_job_back_is_not_hung(
     worker = Worker(settings, "unix:///nowhere/redis.sock", CPU)
     silent: list[float] = []
 
-    def requeue(job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage) -> bool:
+    def requeue(
+        job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage, detail: str = ""
+    ) -> bool:
         worker._pulse._last -= 1000.0
         silent.append(worker._pulse.silent_seconds)
         return True

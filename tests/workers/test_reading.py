@@ -133,7 +133,9 @@ class Queues:
     def __init__(self) -> None:
         self.requeued: list[tuple[ClaimedJob, str, bool, Usage]] = []
 
-    def requeue(self, job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage) -> bool:
+    def requeue(
+        self, job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage, detail: str = ""
+    ) -> bool:
         self.requeued.append((job, cause, refund_attempt, usage))
         return True
 
