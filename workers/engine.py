@@ -51,9 +51,10 @@ PAUSE_SECONDS = 0.01
 class Engine:
     """Everything resident on one device. All methods but `held` and `post` run on one thread.
 
-    `capacity` bounds the images in memory (a job of several images may exceed it by those);
-    at least `preview_seconds` lie between two previews of a job; generations that wait may fill
-    `waiting_bytes` of the device; `alive` is called after pieces of work; `clock` counts seconds.
+    `capacity` bounds the images in memory (a job of several images may exceed it by those, and so
+    may jobs more urgent than all that step); at least `preview_seconds` lie between two previews of
+    a job; generations that wait may fill `waiting_bytes` of the device; `alive` is called after
+    pieces of work; `clock` counts seconds.
     """
 
     def __init__(
