@@ -102,6 +102,11 @@ class Engine:
         """The jobs under lease here, a snapshot for any thread."""
         return self._held
 
+    def is_under_way(self, job: ClaimedJob) -> bool:
+        """Whether a job has taken a step here and has steps left: what leaves then has got on."""
+        member = self._members.get(job.execution_id)
+        return member is not None and member.is_stepping and member.steps_taken > 0
+
     def post(self, job: ClaimedJob, verdict: Verdict) -> None:
         """Deliver a verdict from any thread; obeyed at the next step boundary or piece of work."""
         self._verdicts.post(job, verdict)

@@ -11,16 +11,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Protocol
 
 import structlog
 
 from config.settings import Settings
 from jobs.errors import StoreUnavailable
-from jobs.types import ClaimedJob, ModelLoad, Usage
+from jobs.types import ClaimedJob, ModelLoad, Priority, Usage
 from workers.engine import Engine
 from workers.heartbeat import Pulse
+from workers.isolation import Isolation
 from workers.model_choice import model_to_load
 from workers.residency import Residents
 
@@ -42,7 +43,14 @@ class ColdQueues(Protocol):
     def oldest_waiting(self, models: Sequence[str]) -> dict[str, float]:
         """Seconds for which the oldest job of each model has waited; without jobs left out."""
 
-    def claim(self, models: Sequence[str], limit: int, *, retry_seconds: float) -> list[ClaimedJob]:
+    def claim(
+        self,
+        models: Sequence[str],
+        limit: int,
+        priorities: Collection[Priority],
+        *,
+        retry_seconds: float,
+    ) -> list[ClaimedJob]:
         """Take up to `limit` jobs, or others that an unanswered call had been granted."""
 
     def tell_loading(self, model: str, load: ModelLoad) -> int:
@@ -59,6 +67,7 @@ class ModelSwitching:
         self,
         residents: Residents,
         queues: ColdQueues,
+        isolation: Isolation,
         pulse: Pulse,
         settings: Settings,
         *,
@@ -66,6 +75,7 @@ class ModelSwitching:
     ) -> None:
         self._residents = residents
         self._queues = queues
+        self._isolation = isolation
         self._pulse = pulse
         self._settings = settings
         self._clock = clock
@@ -122,17 +132,12 @@ class ModelSwitching:
         if busy:
             self._held_back = busy
             return
-        jobs = self._queues.claim([model], CLAIMED_AHEAD, retry_seconds=0)
         load = self._residents.expected(model)
-        for job in jobs:
-            if job.model == model:
-                engine.expect(job, load)
-            else:
-                self._queues.requeue(job, NOT_LOADED, True, Usage())
+        self._claim_ahead(model, load, engine)
         if model not in engine.seconds_left():
             return
         self._queues.tell_loading(model, load)
-        log.info("loading a model for waiting jobs", model=model, jobs=len(jobs), evicted=evicted)
+        log.info("loading a model for waiting jobs", model=model, evicted=evicted)
         with self._pulse.waiting(self._settings.load_timeout_seconds):
             is_loaded = self._residents.switch(model, evicted)
         self._switched_at = self._clock()
@@ -141,3 +146,16 @@ class ModelSwitching:
             return
         for job, usage in engine.give_up_expected():
             self._queues.requeue(job, NOT_LOADED, True, usage)
+
+    def _claim_ahead(self, model: str, load: ModelLoad, engine: Engine) -> None:
+        """Take in jobs for a load, one by one: any of them may have to be alone."""
+        for _ in range(CLAIMED_AHEAD):
+            classes = [*Priority][: self._isolation.open_ranks(engine)]
+            jobs = self._queues.claim([model], 1, classes, retry_seconds=0) if classes else []
+            if not jobs:
+                return
+            for job in jobs:
+                if job.model != model:
+                    self._queues.requeue(job, NOT_LOADED, True, Usage())
+                elif self._isolation.let_in(job, engine):
+                    engine.expect(job, load)

@@ -103,8 +103,8 @@ def open_ranks(roster: Roster, limits: Limits, *, capacity: int, num_ranks: int)
     A job is claimed only for a free seat in the next batch, so that what cannot run yet stays
     queued, where another worker can take it. Whether a queued job fits that batch shows only once
     it is here; after `LOOK_AHEAD` that do not fit, and from `capacity` resident images on, the seat
-    stays free. A class more urgent than all residents may always come in and lead, unless `capacity`
-    is 0 or less: what has left the roster, but not the engine, takes all the room.
+    stays free. A class more urgent than all residents may always come in and lead, unless
+    `capacity` is 0 or less: what has left the roster, but not the engine, takes all the room.
     """
     if capacity <= 0:
         return 0

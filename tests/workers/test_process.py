@@ -119,11 +119,13 @@ async def test_a_job_that_kills_its_worker_does_not_take_its_neighbours_with_it(
     assert {records[job].attempt for job in sound} == {2}
 
 
-async def test_a_suspect_has_the_worker_to_itself(here: Station) -> None:
+async def test_a_suspect_has_the_worker_to_itself_but_for_what_is_more_urgent(
+    here: Station,
+) -> None:
     here.settings = here.settings.model_copy(update={"max_attempts": 2})
     here.store._settings = here.settings
     first = here.start(step_seconds=0.02)
-    lost = await here.submit("unlucky", num_inference_steps=60)
+    lost = await here.submit("unlucky", num_inference_steps=100)
     await here.stepping(lost)
     first.send(signal.SIGSTOP)
     here.start(step_seconds=0.02)
@@ -131,12 +133,18 @@ async def test_a_suspect_has_the_worker_to_itself(here: Station) -> None:
     await here.stepping(early)
     await here.until(lost, lambda record: record.attempt == 2 and record.step > 2)
     late = await here.submit("late", num_inference_steps=2)
-    assert (await here.ended(lost)).status is Status.SUCCEEDED
+    urgent = await here.submit("urgent", priority=Priority.INTERACTIVE, num_inference_steps=2)
+    assert (await here.ended(urgent)).status is Status.SUCCEEDED
+    assert (await here.store.get(lost)).finished_at is None
+    record = await here.ended(lost)
+    assert (record.status, record.attempt) == (Status.SUCCEEDED, 2)
     assert (await here.ended(late)).status is Status.SUCCEEDED
     record = await here.ended(early)
     assert (record.status, record.attempt) == (Status.SUCCEEDED, 1)
     events = [await here.events(job) for job in (lost, early, late)]
-    assert [e["cause"] for e in events[1] if e["type"] == "job.requeued"] == ["made_room"]
+    requeued = [[e["cause"] for e in of if e["type"] == "job.requeued"] for of in events]
+    assert requeued == [["lease_lapsed", "made_room"], ["made_room"], []]
+    assert [e["step"] for e in events[0] if e["type"] == "job.requeued"][1] > 2
     [lost_ended] = [e["created_at"] for e in events[0] if e["type"] == "job.succeeded"]
     [late_started] = [e["created_at"] for e in events[2] if e["type"] == "job.started"]
     assert late_started >= lost_ended
