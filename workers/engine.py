@@ -54,10 +54,11 @@ class Engine:
     """Everything resident on one device. All methods but `held` and `post` run on one thread.
 
     A job has `max_attempts`, of which the last goes on even if its checkpoint cannot be read;
-    `capacity` bounds the images in memory (a job of several images may exceed it by those);
-    at least `preview_seconds` lie between two previews of a job; generations that wait may fill
-    `waiting_bytes` of the device; `clock` counts seconds. `alive` is called between pieces of work
-    and may raise Cancelled to leave them: their jobs then only wait to be saved and evicted.
+    `capacity` bounds the images in memory (a job of several images may exceed it by those, and so
+    may jobs more urgent than all that step); at least `preview_seconds` lie between two previews of
+    a job; generations that wait may fill `waiting_bytes` of the device; `clock` counts seconds.
+    `alive` is called between pieces of work and may raise Cancelled to leave them: their jobs then
+    only wait to be saved and evicted.
     """
 
     def __init__(
@@ -106,6 +107,11 @@ class Engine:
     def held(self) -> tuple[ClaimedJob, ...]:
         """The jobs under lease here, a snapshot for any thread."""
         return self._held
+
+    def is_under_way(self, job: ClaimedJob) -> bool:
+        """Whether a job has taken a step here and has steps left: what leaves then has got on."""
+        member = self._members.get(job.execution_id)
+        return member is not None and member.is_stepping and member.steps_taken > 0
 
     def post(self, job: ClaimedJob, verdict: Verdict) -> None:
         """Deliver a verdict from any thread; obeyed at the next step boundary or piece of work."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
@@ -19,9 +19,10 @@ import structlog
 
 from config.settings import Settings
 from jobs.errors import StoreUnavailable
-from jobs.types import ClaimedJob, ModelLoad, Usage
+from jobs.types import ClaimedJob, ModelLoad, Priority, Usage
 from workers.engine import Engine
 from workers.heartbeat import Pulse
+from workers.isolation import Isolation
 from workers.model_choice import model_to_load
 from workers.residency import Residents
 
@@ -43,7 +44,14 @@ class ColdQueues(Protocol):
     def oldest_waiting(self, models: Sequence[str]) -> dict[str, float]:
         """Seconds for which the oldest job of each model has waited; without jobs left out."""
 
-    def claim(self, models: Sequence[str], limit: int, *, retry_seconds: float) -> list[ClaimedJob]:
+    def claim(
+        self,
+        models: Sequence[str],
+        limit: int,
+        priorities: Collection[Priority],
+        *,
+        retry_seconds: float,
+    ) -> list[ClaimedJob]:
         """Take up to `limit` jobs, or others that an unanswered call had been granted."""
 
     def tell_loading(self, model: str, load: ModelLoad) -> int:
@@ -63,6 +71,7 @@ class ModelSwitching:
         self,
         residents: Residents,
         queues: ColdQueues,
+        isolation: Isolation,
         pulse: Pulse,
         settings: Settings,
         *,
@@ -71,6 +80,7 @@ class ModelSwitching:
     ) -> None:
         self._residents = residents
         self._queues = queues
+        self._isolation = isolation
         self._pulse = pulse
         self._settings = settings
         self._unless_stopped = unless_stopped
@@ -128,17 +138,12 @@ class ModelSwitching:
         if busy:
             self._held_back = busy
             return
-        jobs = self._queues.claim([model], CLAIMED_AHEAD, retry_seconds=0)
         load = self._residents.expected(model)
-        for job in jobs:
-            if job.model == model:
-                engine.expect(job, load)
-            else:
-                self._put_back(job, Usage())
+        self._claim_ahead(model, load, engine)
         if model not in engine.seconds_left():
             return
         self._queues.tell_loading(model, load)
-        log.info("loading a model for waiting jobs", model=model, jobs=len(jobs), evicted=evicted)
+        log.info("loading a model for waiting jobs", model=model, evicted=evicted)
         timeout = self._settings.load_timeout_seconds
         with self._pulse.waiting(timeout), self._unless_stopped():
             is_loaded = self._residents.switch(model, evicted)
@@ -152,3 +157,19 @@ class ModelSwitching:
     def _put_back(self, job: ClaimedJob, usage: Usage) -> None:
         with self._pulse.waiting():
             self._queues.requeue(job, NOT_LOADED, True, usage)
+
+    def _claim_ahead(self, model: str, load: ModelLoad, engine: Engine) -> None:
+        """Take in jobs for a load, one by one: any of them may have to be alone."""
+        for _ in range(CLAIMED_AHEAD):
+            classes = [*Priority][: self._isolation.open_ranks(engine)]
+            jobs = self._queues.claim([model], 1, classes, retry_seconds=0) if classes else []
+            if not jobs:
+                return
+            for job in jobs:
+                if job.model != model:
+                    self._put_back(job, Usage())
+                    continue
+                with self._pulse.waiting():
+                    is_welcome = self._isolation.let_in(job, engine)
+                if is_welcome:
+                    engine.expect(job, load)

@@ -39,7 +39,7 @@ from workers.device import Device, DeviceLost
 from workers.engine import Engine
 from workers.failures import one_line
 from workers.heartbeat import Heartbeat, Pulse
-from workers.isolation import anyone_alone, must_be_alone
+from workers.isolation import Isolation
 from workers.model_switching import LOOK_SECONDS, ModelSwitching
 from workers.residency import Residents
 from workers.steady_sink import PAUSE_SECONDS, SteadySink
@@ -118,9 +118,11 @@ class Worker:
             load=load,
             weigh=weigh,
         )
+        self._isolation = Isolation(self._lease, settings.max_attempts)
         self._switching = ModelSwitching(
             self._residents,
             self._lease,
+            self._isolation,
             self._pulse,
             settings,
             unless_stopped=self._signals.obeyed_at_once,
@@ -219,8 +221,7 @@ class Worker:
         is_away = self._sink.is_away and not engine.is_idle
         if is_away or now < self._next_claim:
             return
-        most = self._settings.max_attempts
-        ranks = 0 if anyone_alone(engine.held(), most) else engine.open_ranks()
+        ranks = min(self._isolation.open_ranks(engine), engine.open_ranks())
         if ranks == 0:
             return
         models, classes = self._switching.claimable(), [*Priority][:ranks]
@@ -236,9 +237,10 @@ class Worker:
             self._next_claim = now + PAUSE_SECONDS
             return
         for job in jobs:
-            if must_be_alone(job, most):
-                self._hand_back(engine, "made_room", refund=True)
-            self._switching.admit(job, engine)
+            with self._pulse.waiting():
+                is_welcome = self._isolation.let_in(job, engine)
+            if is_welcome:
+                self._switching.admit(job, engine)
             self._pulse.beat()
         if not jobs:
             self._next_claim = now + CLAIM_PAUSE_SECONDS

@@ -23,6 +23,10 @@ Guarantees, held by property tests, with R the most residents seen at once and C
   most.)
 - No seat is wasted: a compatible resident that fits, and is not too patient to ride, is left out
   only when `MISFITS` of its company before it did not fit.
+- No lock-out: a class more urgent than all residents may be claimed, however full the roster is.
+  One job of each class is the most that comes of it: with M images in the largest job, residents
+  never have more than capacity - 1 + C * M. (Whoever is claimed beyond the capacity is more urgent
+  than all who are there, so of those at most C - 1 are there at a time.)
 """
 
 from __future__ import annotations
@@ -98,17 +102,19 @@ def open_ranks(roster: Roster, limits: Limits, *, capacity: int, num_ranks: int)
 
     A job is claimed only for a free seat in the next batch, so that what cannot run yet stays
     queued, where another worker can take it. Whether a queued job fits that batch shows only once
-    it is here; after `LOOK_AHEAD` that do not fit, the seat stays free. A class more urgent than
-    all residents may always come in and lead. From `capacity` resident images on nobody may.
+    it is here; after `LOOK_AHEAD` that do not fit, and from `capacity` resident images on, the seat
+    stays free. A class more urgent than all residents may always come in and lead, unless
+    `capacity` is 0 or less: what has left the roster, but not the engine, takes all the room.
     """
-    if roster.num_images >= capacity:
+    if capacity <= 0:
         return 0
     batch = schedule(roster, limits)
     if not batch:
         return num_ranks
     seats = 1 if batch[0].exclusive else limits.limit(batch[0].batch_key)
+    has_seat = sum(r.num_images for r in batch) < seats
     left_out = len(roster) - len(batch)
-    if sum(r.num_images for r in batch) < seats and left_out < LOOK_AHEAD:
+    if has_seat and left_out < LOOK_AHEAD and roster.num_images < capacity:
         return num_ranks
     return roster.most_urgent().rank
 

@@ -101,6 +101,21 @@ def test_an_interactive_job_passes_a_long_batch_job_at_the_next_step() -> None:
     assert bench.sink.of(long)[-1].step == 10
 
 
+def test_an_interactive_job_passes_however_many_large_jobs_of_other_sizes_fill_the_engine() -> None:
+    bench = Bench()
+    widths = iter(range(128, 1024, 64))
+    while bench.engine.open_ranks() == len(Priority):
+        bench.engine.admit(claimed(num_images=8, width=next(widths), num_inference_steps=2000))
+        for _ in range(10):
+            bench.engine.turn()
+    assert len(bench.engine.held()) == 4
+    assert bench.engine.open_ranks() == 1
+    urgent = claimed(priority=Priority.INTERACTIVE, num_inference_steps=1)
+    bench.engine.admit(urgent)
+    bench.engine.turn()
+    assert bench.sink.status(urgent) is Status.SUCCEEDED
+
+
 def test_a_stream_of_interactive_jobs_does_not_starve_a_batch_job() -> None:
     bench = Bench()
     patient = claimed(priority=Priority.BATCH, num_inference_steps=3, width=128)

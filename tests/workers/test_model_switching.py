@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from models.errors import CheckpointError
 from models.pipeline import Pipeline
 from workers.device import Device
 from workers.heartbeat import Pulse
+from workers.isolation import MADE_ROOM, Isolation
 from workers.model_choice import GRACE_SECONDS
 from workers.model_switching import CLAIMED_AHEAD, LOOK_SECONDS, NOT_LOADED, ModelSwitching
 from workers.residency import Residents
@@ -43,12 +45,19 @@ class Queues:
         return {m: self.clock() - self.jobs[m][0][0] for m in models if self.jobs.get(m)}
 
     def claim(
-        self, models: Sequence[str], limit: int, *, retry_seconds: float = 0
+        self,
+        models: Sequence[str],
+        limit: int,
+        priorities: Collection[Priority],
+        *,
+        retry_seconds: float = 0,
     ) -> list[ClaimedJob]:
         taken: list[ClaimedJob] = []
         for model in models:
-            while self.jobs.get(model) and len(taken) < limit:
-                taken.append(self.jobs[model].pop(0)[1])
+            for entry in list(self.jobs.get(model, [])):
+                if entry[1].priority in priorities and len(taken) < limit:
+                    self.jobs[model].remove(entry)
+                    taken.append(entry[1])
         return taken
 
     def tell_loading(self, model: str, load: ModelLoad) -> int:
@@ -87,11 +96,14 @@ class Scene:
         )
         # The engine sees exactly what is resident, as in a worker.
         self.residents.pipelines = resident
+        settings = Settings(model_switch_seconds=PATIENCE)
+        self.isolation = Isolation(self.queues, settings.max_attempts, clock=self.clock)
         self.switching = ModelSwitching(
             self.residents,
             self.queues,
+            self.isolation,
             Pulse(),
-            Settings(model_switch_seconds=PATIENCE),
+            settings,
             clock=self.clock,
         )
         self.residents.load([fake_spec(model) for model in models])
@@ -107,8 +119,10 @@ class Scene:
         """The worker's loop: claim one job of what is resident, perhaps switch, turn."""
         end = self.clock() + seconds
         while self.clock() < end:
-            if self.engine.open_ranks():
-                for job in self.queues.claim(self.switching.claimable(), 1):
+            ranks = min(self.isolation.open_ranks(self.engine), self.engine.open_ranks())
+            classes = [*Priority][:ranks]
+            for job in self.queues.claim(self.switching.claimable(), 1, classes):
+                if self.isolation.let_in(job, self.engine):
                     self.switching.admit(job, self.engine)
             is_wanted = self.switching.consider(self.engine)
             if self.engine.is_idle:
@@ -305,6 +319,57 @@ def test_nothing_is_loaded_for_a_job_that_another_worker_took_first(
     monkeypatch.setattr(scene.queues, "oldest_waiting", lambda models: {"b": 5.0})
     scene.go_on(seconds=5)
     assert scene.loaded == ["a"]
+
+
+def suspect(**fields: object) -> ClaimedJob:
+    return replace(claimed(**fields), attempt=3)  # type: ignore[arg-type]
+
+
+def test_no_job_is_claimed_for_a_load_beside_a_suspect(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, budget=200)
+    alone = suspect(model="a", num_inference_steps=1000)
+    scene.queues.put(alone)
+    scene.go_on(seconds=1)
+    scene.queues.put(*[claimed(model="c") for _ in range(3)])
+    scene.go_on(seconds=PATIENCE + 5)
+    assert scene.engine.held() == (alone,)
+    urgent = claimed(model="c", priority=Priority.INTERACTIVE)
+    scene.queues.put(urgent)
+    scene.go_on(seconds=LOAD_SECONDS + 5)
+    assert scene.queues.requeued == [(alone, MADE_ROOM)]
+    assert scene.sink.status(urgent) is Status.SUCCEEDED
+
+
+def test_a_suspect_of_a_cold_model_is_loaded_for_alone(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, budget=200)
+    busy = claimed(model="a", num_inference_steps=1000)
+    scene.queues.put(busy)
+    scene.go_on(seconds=1)
+    suspects = [suspect(model="c", num_inference_steps=20) for _ in range(2)]
+    scene.queues.put(*suspects)
+    scene.go_on(seconds=PATIENCE + LOAD_SECONDS)
+    assert scene.queues.requeued == [(busy, MADE_ROOM)]
+    assert scene.engine.held() == (suspects[0],)
+    scene.go_on(seconds=20)
+    assert scene.sink.order == [job.id for job in suspects]
+
+
+def test_a_suspect_that_comes_up_for_a_load_meets_nobody(tmp_path: Path) -> None:
+    for first, left, requeued in (
+        (Priority.STANDARD, [1], [0]),
+        (Priority.INTERACTIVE, [0, 2], [1]),
+    ):
+        scene = Scene(tmp_path)
+        jobs = [
+            claimed(model="b", priority=first),
+            suspect(model="b"),
+            claimed(model="b", priority=first),
+        ]
+        scene.queues.put(*jobs)
+        scene.clock.wait(1.0)
+        scene.switching.consider(scene.engine)
+        assert scene.engine.held() == tuple(jobs[i] for i in left)
+        assert scene.queues.requeued == [(jobs[i], MADE_ROOM) for i in requeued]
 
 
 class Measuring(Device):

@@ -63,11 +63,11 @@ async def test_a_job_runs_through_a_real_queue_and_leaves_its_picture_with_the_r
 
 async def test_thirty_two_jobs_at_once_run_in_batches(here: Station) -> None:
     jobs = [await here.submit() for _ in range(32)]
-    here.start(step_seconds=0.01)
+    here.start(step_seconds=0.05)
     records = [await here.ended(job) for job in jobs]
     assert {record.status for record in records} == {Status.SUCCEEDED}
     # Sharing a step costs each member less of it than the whole step took.
-    assert min(record.usage.gpu_seconds for record in records) < 4 * 0.01
+    assert min(record.usage.gpu_seconds for record in records) < 4 * 0.05
 
 
 async def test_a_killed_workers_job_succeeds_elsewhere_as_attempt_two(here: Station) -> None:
@@ -120,11 +120,13 @@ async def test_a_job_that_kills_its_worker_does_not_take_its_neighbours_with_it(
     assert {records[job].attempt for job in sound} == {2}
 
 
-async def test_a_suspect_has_the_worker_to_itself(here: Station) -> None:
+async def test_a_suspect_has_the_worker_to_itself_but_for_what_is_more_urgent(
+    here: Station,
+) -> None:
     here.settings = here.settings.model_copy(update={"max_attempts": 2})
     here.store._settings = here.settings
     first = here.start(step_seconds=0.02)
-    lost = await here.submit("unlucky", num_inference_steps=60)
+    lost = await here.submit("unlucky", num_inference_steps=100)
     await here.stepping(lost)
     first.send(signal.SIGSTOP)
     here.start(step_seconds=0.02)
@@ -132,12 +134,18 @@ async def test_a_suspect_has_the_worker_to_itself(here: Station) -> None:
     await here.stepping(early)
     await here.until(lost, lambda record: record.attempt == 2 and record.step > 2)
     late = await here.submit("late", num_inference_steps=2)
-    assert (await here.ended(lost)).status is Status.SUCCEEDED
+    urgent = await here.submit("urgent", priority=Priority.INTERACTIVE, num_inference_steps=2)
+    assert (await here.ended(urgent)).status is Status.SUCCEEDED
+    assert (await here.store.get(lost)).finished_at is None
+    record = await here.ended(lost)
+    assert (record.status, record.attempt) == (Status.SUCCEEDED, 2)
     assert (await here.ended(late)).status is Status.SUCCEEDED
     record = await here.ended(early)
     assert (record.status, record.attempt) == (Status.SUCCEEDED, 1)
     events = [await here.events(job) for job in (lost, early, late)]
-    assert [e["cause"] for e in events[1] if e["type"] == "job.requeued"] == ["made_room"]
+    requeued = [[e["cause"] for e in of if e["type"] == "job.requeued"] for of in events]
+    assert requeued == [["lease_lapsed", "made_room"], ["made_room"], []]
+    assert [e["step"] for e in events[0] if e["type"] == "job.requeued"][1] > 2
     [lost_ended] = [e["created_at"] for e in events[0] if e["type"] == "job.succeeded"]
     [late_started] = [e["created_at"] for e in events[2] if e["type"] == "job.started"]
     assert late_started >= lost_ended

@@ -14,6 +14,7 @@ from workers.roster import Resident, Roster
 from workers.scheduler import LOOK_AHEAD, PATIENCE, leader, open_ranks, schedule
 
 RANKS = 3
+LARGEST = 8  # images of one job
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ populations = st.lists(
         id=st.just(""),
         batch_key=st.sampled_from("ab"),
         rank=st.integers(0, RANKS - 1),
-        num_images=st.integers(1, 8),
+        num_images=st.integers(1, LARGEST),
         exclusive=st.booleans(),
     ),
     max_size=12,
@@ -313,13 +314,37 @@ def test_jobs_that_do_not_fit_the_batch_are_not_hoarded() -> None:
     assert claimable(residents, FixedLimits(16)) == 1
 
 
-@given(populations, limits, st.integers(1, 40))
-def test_nothing_is_claimed_beyond_the_capacity(
+@given(populations, limits, st.integers(-8, 40))
+def test_a_class_more_urgent_than_all_residents_is_claimed_however_full_it_is(
     residents: list[Resident], limits: FixedLimits, capacity: int
 ) -> None:
     ranks = claimable(residents, limits, capacity)
-    assert 0 <= ranks <= RANKS
-    if sum(r.num_images for r in residents) >= capacity:
-        assert ranks == 0
-    elif all(r.rank > 0 for r in residents):
-        assert ranks > 0
+    top = min((r.rank for r in residents), default=RANKS)
+    if capacity <= 0:
+        assert ranks == 0, "results that wait to be stored fill the engine"
+    elif sum(r.num_images for r in residents) >= capacity:
+        assert ranks == top
+    else:
+        assert ranks in (top, RANKS)
+
+
+@given(
+    st.lists(st.tuples(populations, st.integers(0, 4), st.integers(1, 16)), max_size=8),
+    st.integers(1, 12),
+)
+@settings(max_examples=60, deadline=None)
+def test_claims_exceed_the_capacity_by_one_job_of_each_class_at_most(
+    rounds: list[tuple[list[Resident], int, int]], capacity: int
+) -> None:
+    """Of what waits anything may be claimed that is open; residents leave in any order."""
+    roster = Roster()
+    for number, (waiting, leaving, images) in enumerate(rounds):
+        limits = FixedLimits(images)
+        for new in waiting:
+            ranks = open_ranks(roster, limits, capacity=capacity, num_ranks=RANKS)
+            if new.rank < ranks:
+                roster.add(replace(new, id=f"{number}/{new.id}"))
+            assert roster.num_images <= capacity - 1 + RANKS * LARGEST
+        roster.advance(schedule(roster, limits))
+        for gone in all_of(roster)[leaving::2]:
+            roster.discard(gone.id)
