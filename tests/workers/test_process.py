@@ -126,7 +126,7 @@ async def test_a_suspect_has_the_worker_to_itself_but_for_what_is_more_urgent(
     here.settings = here.settings.model_copy(update={"max_attempts": 2})
     here.store._settings = here.settings
     first = here.start(step_seconds=0.02)
-    lost = await here.submit("unlucky", num_inference_steps=100)
+    lost = await here.submit("unlucky", num_inference_steps=2000)
     await here.stepping(lost)
     first.send(signal.SIGSTOP)
     here.start(step_seconds=0.02)
@@ -136,9 +136,10 @@ async def test_a_suspect_has_the_worker_to_itself_but_for_what_is_more_urgent(
     late = await here.submit("late", num_inference_steps=2)
     urgent = await here.submit("urgent", priority=Priority.INTERACTIVE, num_inference_steps=2)
     assert (await here.ended(urgent)).status is Status.SUCCEEDED
-    assert (await here.store.get(lost)).finished_at is None
-    record = await here.ended(lost)
-    assert (record.status, record.attempt) == (Status.SUCCEEDED, 2)
+    await here.until(lost, lambda record: record.status is Status.RUNNING)
+    record = await here.store.cancel(lost)
+    assert record.attempt == 2
+    await here.ended(lost)
     assert (await here.ended(late)).status is Status.SUCCEEDED
     record = await here.ended(early)
     assert (record.status, record.attempt) == (Status.SUCCEEDED, 1)
@@ -146,7 +147,7 @@ async def test_a_suspect_has_the_worker_to_itself_but_for_what_is_more_urgent(
     requeued = [[e["cause"] for e in of if e["type"] == "job.requeued"] for of in events]
     assert requeued == [["lease_lapsed", "made_room"], ["made_room"], []]
     assert [e["step"] for e in events[0] if e["type"] == "job.requeued"][1] > 2
-    [lost_ended] = [e["created_at"] for e in events[0] if e["type"] == "job.succeeded"]
+    [lost_ended] = [e["created_at"] for e in events[0] if e["type"] == "job.cancelled"]
     [late_started] = [e["created_at"] for e in events[2] if e["type"] == "job.started"]
     assert late_started >= lost_ended
 
