@@ -10,15 +10,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from models.demo.colours import COLOURS
 from models.demo.judge import Reading
 from models.demo.wan.clip_judge import Motion, judge_clip, read_clip
-from models.demo.wan.clips import SIDE
+from models.demo.wan.clips import SIDE, ClipScene
 from models.wan.autoencoder import WanAutoencoder
 from tests.denoised.vace_scenes import to_clip, to_frames
 
 # Grey levels of 255, on the average over a kept region: the model paints kept parts itself, and
 # the bundled one, a few million parameters, does so roughly. Another clip is off by 40 and more.
-SLACK = 16.0
+SLACK = 8.0
 # A latent is 8 x 8 pixels: nearer than that to something made, kept pixels share theirs with it.
 BORDER = 8
 # How far a thing may be from where it is guided to, in pixels; it moves by about 3 in a frame.
@@ -49,6 +50,20 @@ def assert_kept(
 def difference(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Mean absolute difference of the channels, in grey levels, for each pixel."""
     return abs(one.astype(float) - other.astype(float)).mean(-1)
+
+
+def colour_of(scene: ClipScene) -> np.ndarray:
+    """The colour of the scene's thing, float [3] in grey levels."""
+    assert scene.colour is not None
+    return np.array(COLOURS[scene.colour], dtype=float)
+
+
+def thing_colour(frames: np.ndarray, background: str) -> np.ndarray:
+    """The mean colour, float [3] in grey levels, of all that does not look like the background."""
+    pixels = frames.astype(float)
+    is_thing = abs(pixels - np.array(COLOURS[background])).max(-1) > 60
+    assert is_thing.mean() > 0.02
+    return pixels[is_thing].mean(0)
 
 
 def readings(frames: np.ndarray) -> tuple[Reading, ...]:

@@ -37,7 +37,7 @@ CONFIG = WanVaceConfig(
 )
 CAPTION_DROPOUT, TEXT_ONLY = 0.1, 0.35
 # Clips with a reference are a frame longer, so they make batches of their own.
-REFERENCE_EVERY = 2
+REFERENCE_EVERY = 3
 REFRESH_EVERY = 100
 
 
