@@ -35,7 +35,7 @@ serve: $(VENV)/.stamp-run ## run the server on http://127.0.0.1:8000 until Ctrl-
 	@exec $(BIN)/denoised serve
 
 test: $(VENV)/.stamp-dev ## run the whole test suite
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(VENV)/.stamp-dev ## kill everything at random for a quarter of an hour, then check every job
 	$(BIN)/python -m tests.chaos.run $(ARGS)
