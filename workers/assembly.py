@@ -18,7 +18,7 @@ from workers.engine import Engine
 from workers.inputs import InputReader
 from workers.memory_ceilings import MemoryCeilings
 from workers.parking import default_budget
-from workers.patient_blobs import PatientBlobs, PatientReads
+from workers.patient_blobs import Patience, PatientBlobs, PatientReads
 from workers.reading import ReadingQueue
 from workers.residency import Residents
 from workers.results import ResultWriter
@@ -45,8 +45,7 @@ def engine_of(
     stuck_seconds = settings.step_timeout_seconds
     blobs = FileBlobStore(settings.blob_dir)
     # They give up before storing or reading counts as stuck.
-    patient = PatientBlobs(blobs, retry_seconds=stuck_seconds / 2)
-    patient_reads = PatientReads(blobs, retry_seconds=stuck_seconds / 2)
+    patience = Patience(stuck_seconds / 2)
     ceilings = MemoryCeilings(settings.data_dir / "memory_ceilings.json", device.model_name)
     waiting = settings.waiting_state_bytes
     return Engine(
@@ -59,13 +58,13 @@ def engine_of(
             clock=time.monotonic,
         ),
         StoringQueue(
-            ResultWriter(patient, residents.recipes),
+            ResultWriter(PatientBlobs(blobs, patience), residents.recipes),
             BackgroundThread("storing"),
             stuck_seconds=stuck_seconds,
             clock=time.monotonic,
         ),
         Checkpoints(
-            patient_reads,
+            PatientReads(blobs, patience),
             lease,
             residents.recipes,
             BackgroundThread("checkpoints"),

@@ -29,20 +29,21 @@ LONGEST_PAUSE_SECONDS = 2.0
 T = TypeVar("T")
 
 
-class _Patience:
-    """Tries for `retry_seconds`, at most `RETRY_SECONDS`."""
+class Patience:
+    """Tries for `retry_seconds`, at most `RETRY_SECONDS`. Holds nothing that changes."""
 
     def __init__(
         self,
-        retry_seconds: float,
-        clock: Callable[[], float],
-        wait: Callable[[float], None],
+        retry_seconds: float = RETRY_SECONDS,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        wait: Callable[[float], None] = time.sleep,
     ) -> None:
         self._retry_seconds = min(retry_seconds, RETRY_SECONDS)
         self._clock = clock
         self._wait = wait
 
-    def of(self, work: Callable[[], T], final: tuple[type[OSError], ...] = ()) -> T:
+    def with_retries(self, work: Callable[[], T], final: tuple[type[OSError], ...] = ()) -> T:
         """What `work` gives. Raises the OSError of its last try, and a `final` one at once."""
         deadline = self._clock() + self._retry_seconds
         pause = FIRST_PAUSE_SECONDS
@@ -60,39 +61,25 @@ class _Patience:
 
 
 class PatientBlobs:
-    """Stores in `blobs`, trying each file for `retry_seconds`, at most `RETRY_SECONDS`."""
+    """Stores in `blobs`, each file with `patience`."""
 
-    def __init__(
-        self,
-        blobs: BlobSink,
-        *,
-        retry_seconds: float = RETRY_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-        wait: Callable[[float], None] = time.sleep,
-    ) -> None:
+    def __init__(self, blobs: BlobSink, patience: Patience) -> None:
         self._blobs = blobs
-        self._patience = _Patience(retry_seconds, clock, wait)
+        self._patience = patience
 
     def put(self, key: str, data: bytes) -> None:
         """Store `data` under `key`. Raises OSError when it still fails at the end of that time."""
-        self._patience.of(lambda: self._blobs.put(key, data))
+        self._patience.with_retries(lambda: self._blobs.put(key, data))
 
 
 class PatientReads:
-    """Reads from `blobs` as `PatientBlobs` stores. It writes and removes at the first try or not at
-    all: a checkpoint is not worth waiting for, since the next one comes.
+    """Reads from `blobs` with `patience`. It writes and removes at the first try or not at all: a
+    checkpoint is not worth waiting for, since the next one comes.
     """
 
-    def __init__(
-        self,
-        blobs: CheckpointBlobs,
-        *,
-        retry_seconds: float = RETRY_SECONDS,
-        clock: Callable[[], float] = time.monotonic,
-        wait: Callable[[float], None] = time.sleep,
-    ) -> None:
+    def __init__(self, blobs: CheckpointBlobs, patience: Patience) -> None:
         self._blobs = blobs
-        self._patience = _Patience(retry_seconds, clock, wait)
+        self._patience = patience
 
     def put(self, key: str, data: bytes) -> None:
         """Store `data` under `key`. Raises OSError."""
@@ -100,7 +87,9 @@ class PatientReads:
 
     def read(self, key: str) -> bytes:
         """The whole blob. Raises FileNotFoundError at once, another OSError after that time."""
-        return self._patience.of(lambda: self._blobs.read(key), final=(FileNotFoundError,))
+        return self._patience.with_retries(
+            lambda: self._blobs.read(key), final=(FileNotFoundError,)
+        )
 
     def delete(self, key: str) -> None:
         """Remove a blob; one that is not there is fine."""

@@ -317,3 +317,8 @@ def turn_until(bench: Bench, condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "in vain"
         bench.engine.turn()
+
+
+def overhead_bound(images: int) -> float:
+    """Seconds of a step on a device on which larger batches pay."""
+    return 0.1 + 0.01 * images

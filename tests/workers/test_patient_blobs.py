@@ -8,7 +8,7 @@ import os
 import pytest
 from engine_harness import Clock, MemoryBlobs
 
-from workers.patient_blobs import RETRY_SECONDS, PatientBlobs, PatientReads
+from workers.patient_blobs import RETRY_SECONDS, Patience, PatientBlobs, PatientReads
 
 
 class FullUntil(MemoryBlobs):
@@ -38,7 +38,7 @@ def patient(seconds_full: float, retry_seconds: float = 1000.0) -> tuple[Patient
     clock = Clock()
     disk = FullUntil(clock, clock.now + seconds_full)
     wait = clock.wait
-    return PatientBlobs(disk, retry_seconds=retry_seconds, clock=clock, wait=wait), disk
+    return PatientBlobs(disk, Patience(retry_seconds, clock=clock, wait=wait)), disk
 
 
 def test_a_full_disk_is_waited_out_without_hammering_it() -> None:
@@ -73,7 +73,7 @@ def test_a_file_that_cannot_be_read_is_waited_for_and_one_that_is_gone_is_not(
     clock = Clock()
     disk = FullUntil(clock, clock.now + seconds_away)
     disk["jobs/a/b"] = b"data"
-    blobs = PatientReads(disk, clock=clock, wait=clock.wait)
+    blobs = PatientReads(disk, Patience(clock=clock, wait=clock.wait))
     if seconds_away < RETRY_SECONDS:
         assert blobs.read("jobs/a/b") == b"data"
     else:
