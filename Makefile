@@ -14,6 +14,9 @@ PICTURE ?= demo-output/red-circle-on-blue.png
 CLIP_PROMPT ?= a red circle moving right on a blue background
 CLIP ?= demo-output/red-circle-moving-right.mp4
 
+# The tests start hundreds of processes; without kept bytecode each would compile torch anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 CODE := bench config denoised jobs models server tests workers
 # One test process per core: most tests wait for servers and subprocesses they started.
 TEST_PROCESSES ?= 2
