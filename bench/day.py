@@ -49,7 +49,7 @@ FAMILIES = (
     *("rq:job:", "rq:results:", "rq:queue:", "rq:wip:", "rq:finished:", "rq:failed:"),
     *("rq:canceled:", "rq:workers:", "rq:worker:", "denoised:ev:", "denoised:wake:"),
     *("denoised:claim:", "denoised:idem:", "denoised:jobs:", "denoised:held:", "denoised:usage:"),
-    *("denoised:costs:", "denoised:apikey:"),
+    *("denoised:costs:", "denoised:apikey:", "denoised:loading:"),
 )
 """How the keys begin of which there are many; see the table in `jobs.keys`."""
 

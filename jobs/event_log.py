@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from jobs.rq_record import FROM_RQ, public_outputs
-from jobs.types import EventType, ModelLoad, Progress
+from jobs.types import EventType, Progress
 
 ENDING_FIELDS = ("status", "final_event", "ended_at", "attempt", "error", "outputs")
 """Fields of the record from which a terminal event can be rebuilt."""
@@ -82,12 +82,9 @@ def progress_fragment(update: Progress) -> str:
         "eta_seconds": None if update.eta_seconds is None else round(update.eta_seconds, 3),
     }
     fragment = f',"progress":{json.dumps(progress)}'
-    return fragment if update.load is None else fragment + loading_fragment(update.load)
-
-
-def loading_fragment(load: ModelLoad) -> str:
-    """What an event in the stage `loading` adds."""
-    return f',"loading":{json.dumps(asdict(load))}'
+    if update.load is None:
+        return fragment
+    return f'{fragment},"loading":{json.dumps(asdict(update.load))}'
 
 
 def preview_fragment(update: Progress) -> str:

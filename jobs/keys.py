@@ -13,6 +13,7 @@ names. The scripts build key names from ids, so one Redis primary is needed, not
 | `denoised:wip` | zset | `<id>:<execution id>` -> end of the lease, Redis time |
 | `denoised:ev:<id>` | stream and channel | event log, trimmed near 256 entries |
 | `denoised:wake:<model>` | list | doorbell tokens for idle workers |
+| `denoised:loading:<model>` | hash | bytes, and when it is to be ready, while it is loaded |
 | `denoised:claim:<claim id>` | list | what a claim granted, for a claim sent twice |
 | `denoised:idem:<digest>` | hash | job id and fingerprint of an idempotency key |
 | `denoised:jobs` | zset | id -> submission time in us; the listing |
@@ -113,6 +114,11 @@ def wake(model: str) -> str:
 def worker(name: str) -> str:
     """The hash of one worker."""
     return f"rq:worker:{name}"
+
+
+def loading(model: str) -> str:
+    """What is known of the load that jobs for a model wait for."""
+    return f"denoised:loading:{model}"
 
 
 def workers_of(queue: str) -> str:

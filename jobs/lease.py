@@ -9,6 +9,7 @@ repeated send from a new one.
 from __future__ import annotations
 
 import logging
+import math
 import time
 import uuid
 from collections.abc import Callable, Collection, Sequence
@@ -17,12 +18,12 @@ from typing import Any, TypeVar
 
 from redis import Redis
 from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from config.settings import Settings
 from jobs import keys, metrics, scripts, worker_registry
-from jobs.connections import connect
+from jobs.connections import SOCKET_TIMEOUT, connect
 from jobs.errors import ForeignJob, StoreUnavailable, is_away
-from jobs.event_log import loading_fragment
 from jobs.lease_wire import (
     beat_arguments,
     claimed_job,
@@ -45,7 +46,7 @@ from jobs.types import (
     Usage,
     Verdict,
 )
-from jobs.worker_registry import WorkerInfo
+from jobs.worker_registry import WORKER_TTL_SECONDS, WorkerInfo
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +72,8 @@ class LeaseClient:
 
     `worker` is the name that records show. All methods but `beat` and `announce`, which belong to
     the heartbeat, and `record_checkpoint` belong to the main thread. Each raises `StoreUnavailable`
-    after Redis has been away for a minute, or at once while `gives_up` says so.
+    after Redis has been away for a minute, or at once while `gives_up` says so; then a Redis that
+    does not answer is asked once, not once for everything there is to say.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class LeaseClient:
         self._worker = worker
         self._gives_up = gives_up
         self._unanswered_claim: str | None = None
+        self._silent_since = -math.inf
         self._main = connect(redis_url)
         self._heartbeat = connect(redis_url)
         self._checkpoints = connect(redis_url)
@@ -161,11 +164,17 @@ class LeaseClient:
     def tell_loading(self, model: str, load: ModelLoad) -> int:
         """Tells the jobs that wait for a model that it is being loaded, `MOST_TOLD` at most.
 
-        Their events show it; they stay queued. Returns how many were told. Raises
-        `StoreUnavailable` at once when Redis is away.
+        Those submitted before `tell_loaded` are told, too, while `announce` says the same. Their
+        events show it; they stay queued. Where another worker has the model resident, nobody is
+        told. Returns how many were. Raises `StoreUnavailable` at once when Redis is away.
         """
-        args: list[scripts.Argument] = [model, MOST_TOLD, loading_fragment(load)]
+        seconds = "" if load.eta_seconds is None else load.eta_seconds
+        args: list[scripts.Argument] = [model, MOST_TOLD, load.bytes, seconds, WORKER_TTL_SECONDS]
         return int(self._retry(lambda: scripts.run(self._main, scripts.LOADING, args), 0))
+
+    def tell_loaded(self, model: str) -> None:
+        """A load has ended. Raises `StoreUnavailable` at once when Redis is away."""
+        self._retry(lambda: self._main.delete(keys.loading(model)), 0)
 
     def wait_for_work(self, models: Sequence[str], timeout: float) -> None:
         """Returns when a job may be waiting: at the doorbell, or after `timeout` (at most 1 s)."""
@@ -325,6 +334,8 @@ class LeaseClient:
         deadline = time.monotonic() + retry_seconds
         pause = 0.05
         while True:
+            if time.monotonic() - self._silent_since < SOCKET_TIMEOUT and self._gives_up():
+                raise StoreUnavailable("Redis did not answer a moment ago")
             try:
                 return operation()
             except (AuthenticationError, AuthorizationError) as error:
@@ -332,6 +343,8 @@ class LeaseClient:
             except RedisError as error:
                 if not is_away(error):
                     raise
+                if isinstance(error, RedisTimeoutError):
+                    self._silent_since = time.monotonic()
                 if self._gives_up() or time.monotonic() + pause > deadline:
                     raise StoreUnavailable(f"Redis cannot be reached: {error}") from error
                 log.warning("Redis is away, trying again: %s", error)

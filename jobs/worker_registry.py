@@ -47,6 +47,7 @@ class WorkerInfo(BaseModel):
     on_demand: tuple[str, ...] = Field(
         default=(), description="Ids served but loaded only when jobs wait for them."
     )
+    loading: str | None = Field(default=None, description="Id of the model that it is loading.")
     residency: dict[str, str] = Field(
         default_factory=dict,
         description="How each model's weights rest in memory, by id: packed, fp8 or a dtype.",
@@ -89,6 +90,8 @@ def announce(redis: Redis, info: WorkerInfo) -> None:
         },
     )
     pipeline.expire(key, WORKER_TTL_SECONDS)
+    if info.loading is not None:
+        pipeline.expire(keys.loading(info.loading), WORKER_TTL_SECONDS)
     pipeline.sadd(keys.WORKERS, key)
     for queue in queues:
         pipeline.sadd(keys.workers_of(queue), key)

@@ -63,6 +63,8 @@ def residency(model_id: str, workers: Sequence[WorkerInfo]) -> Residency:
             workers=len(holders),
             error=error,
         )
+    if any(worker.loading == model_id for worker in workers):
+        return Residency(state="loading", workers=0, error=error)
     if any(model_id in worker.on_demand for worker in workers):
         return Residency(state="on_demand", workers=0, error=error)
     if any(w.state == "starting" and model_id not in w.model_errors for w in workers):

@@ -1,10 +1,10 @@
 """Loading another model for jobs that wait: the worker's side of `workers.model_choice`.
 
 Between two steps the worker asks `consider` whether a cold model's jobs have waited long enough.
-If so, some of them are claimed, all are told how much is loaded and how long it takes, idle models
-make room, and the load runs on the main thread while the heartbeat keeps all leases. Where a model
-with work in hand has to go, its queues are left alone (`claimable`) until it is done. A worker
-whose models all fit has nothing cold, and none of this costs it anything.
+If so, some of them are claimed, idle models make room, and the load runs on the main thread while
+the heartbeat keeps all leases. Where a model with work in hand has to go, its queues are left alone
+(`claimable`) until it is done. A worker whose models all fit has nothing cold, and none of this
+costs it anything.
 """
 
 from __future__ import annotations
@@ -53,9 +53,6 @@ class ColdQueues(Protocol):
         retry_seconds: float,
     ) -> list[ClaimedJob]:
         """Take up to `limit` jobs, or others that an unanswered call had been granted."""
-
-    def tell_loading(self, model: str, load: ModelLoad) -> int:
-        """Tell jobs that wait for a model that it is being loaded."""
 
     def requeue(self, job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage) -> bool:
         """Hand a job back."""
@@ -142,7 +139,6 @@ class ModelSwitching:
         self._claim_ahead(model, load, engine)
         if model not in engine.seconds_left():
             return
-        self._queues.tell_loading(model, load)
         log.info("loading a model for waiting jobs", model=model, evicted=evicted)
         timeout = self._settings.load_timeout_seconds
         with self._pulse.waiting(timeout), self._unless_stopped():

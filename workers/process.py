@@ -40,6 +40,7 @@ from workers.engine import Engine
 from workers.failures import one_line
 from workers.heartbeat import Heartbeat, Pulse
 from workers.isolation import Isolation
+from workers.load_notices import LoadNotices
 from workers.model_switching import LOOK_SECONDS, ModelSwitching
 from workers.residency import Residents
 from workers.steady_sink import PAUSE_SECONDS, SteadySink
@@ -111,12 +112,14 @@ class Worker:
         self._pulse = Pulse()
         self._lease = LeaseClient(redis_url, settings, self.name, gives_up=self._is_leaving)
         self._sink = SteadySink(self._lease, self._pulse)
+        self._notices = LoadNotices(self._lease)
         self._residents = Residents(
             device,
             settings.data_dir / "checkpoints.json",
             budget_bytes=settings.model_memory_bytes,
             load=load,
             weigh=weigh,
+            telling=self._notices.during,
         )
         self._isolation = Isolation(self._lease, settings.max_attempts)
         self._switching = ModelSwitching(
@@ -357,6 +360,7 @@ class Worker:
             update={
                 "models": tuple(self._residents.pipelines),
                 "on_demand": tuple(self._residents.cold),
+                "loading": self._notices.loading,
                 "residency": self._residents.residency(),
                 "model_bytes": self._residents.measured_bytes(),
                 "model_errors": dict(self._residents.errors),

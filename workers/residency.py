@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import structlog
@@ -30,13 +31,17 @@ MODEL_SHARE = 0.8
 """Of the memory free at the start; the rest is for activations and the state of jobs."""
 
 
+def _untold(_model: str, _load: ModelLoad) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class Residents:
     """What a worker serves, by model id, and one line for each model that it cannot.
 
     `pipelines` are those resident now, `cold` the specs that would be loaded for a job; `recipes`
     of a model outlive its eviction. `digests` is the file that remembers the digests of weight
-    files, `load` makes a pipeline of a spec, `weigh` tells its bytes before it is loaded. The main
-    thread changes all this, any thread may read it.
+    files, `load` makes a pipeline of a spec, `weigh` tells its bytes before it is loaded, each load
+    runs inside `telling(model, load)`. The main thread changes all this, any thread may read it.
     """
 
     def __init__(
@@ -47,6 +52,7 @@ class Residents:
         budget_bytes: int | None = None,
         load: Callable[..., Pipeline] = loading.load,
         weigh: Callable[[ModelSpec], int] = loading.weight_bytes,
+        telling: Callable[[str, ModelLoad], AbstractContextManager[None]] = _untold,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.pipelines: dict[str, Pipeline] = {}
@@ -58,6 +64,7 @@ class Residents:
         self._budget_bytes = budget_bytes
         self._load = load
         self._weigh = weigh
+        self._telling = telling
         self._clock = clock
         self._specs: dict[str, ModelSpec] = {}
         self._bytes: dict[str, int] = {}
@@ -76,7 +83,7 @@ class Residents:
                 self.cold[spec.id] = spec
                 log.info("model is loaded on demand", model=spec.id, bytes=size)
             else:
-                self._make_resident(spec)
+                self._load_and_tell(spec)
 
     @property
     def served(self) -> tuple[str, ...]:
@@ -120,7 +127,7 @@ class Residents:
             self.cold[name] = self._specs[name]
             log.info("model is evicted", model=name, bytes=self._bytes[name])
         self._device.release_memory()
-        return self._make_resident(self.cold.pop(model))
+        return self._load_and_tell(self.cold.pop(model))
 
     @property
     def _budget(self) -> int:
@@ -140,6 +147,10 @@ class Residents:
             self._refuse(spec, error)
             return None
         return self._bytes[spec.id]
+
+    def _load_and_tell(self, spec: ModelSpec) -> bool:
+        with self._telling(spec.id, self.expected(spec.id)):
+            return self._make_resident(spec)
 
     def _make_resident(self, spec: ModelSpec) -> bool:
         started = self._clock()

@@ -1,21 +1,31 @@
--- Tells jobs that wait for a model that it is being loaded: an event each, their records stay as
--- they are. Those that are next in their lanes come first.
--- ARGV: model, most jobs, loading fragment
+-- A model is being loaded: told to the jobs that wait for it, those that are next in their lanes
+-- first, and kept for those that come meanwhile (submit.lua). Their records stay as they are.
+-- Nobody waits for a load where another worker has the model resident.
+-- ARGV: model, most jobs, bytes, seconds or '', seconds for which that is kept
 -- Returns how many were told
-local told, most = 0, tonumber(ARGV[2])
+local model, most, bytes, takes = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 for _, class in ipairs(CLASSES) do
-  local queue = ARGV[1] .. ':' .. class
+  for _, worker in ipairs(redis.call('SMEMBERS', 'rq:workers:' .. model .. ':' .. class)) do
+    local text = redis.call('HGET', worker, 'denoised')
+    for _, resident in ipairs(text and cjson.decode(text).models or {}) do
+      if resident == model then return 0 end
+    end
+  end
+end
+
+redis.call('HSET', load_key(model), 'bytes', bytes,
+  'ready_us', takes == '' and '' or string.format('%.0f', now_us + takes * 1e6))
+redis.call('EXPIRE', load_key(model), ARGV[5])
+
+local told = 0
+for _, class in ipairs(CLASSES) do
+  local queue = model .. ':' .. class
   for _, owner in ipairs(owners_of(queue)) do
     if told >= most then return told end
     for _, id in ipairs(redis.call('LRANGE', lane_key(queue, owner), 0, most - told - 1)) do
-      local v = redis.call('HMGET', job_key(id), 'status', 'final_event', 'attempt', 'step',
-        'total_steps')
+      local v = redis.call('HMGET', job_key(id), 'status', 'final_event')
       if v[1] == 'queued' and not v[2] then
-        local step, total = v[4] or '0', v[5] or '0'
-        local percent = tonumber(total) > 0 and 100 * step / total or 0
-        emit(id, 'progress', 'queued', 'loading', v[3] or 0,
-          ',"progress":{"step":' .. step .. ',"total_steps":' .. total .. ',"percent":'
-          .. string.format('%.1f', percent) .. ',"eta_seconds":null}' .. ARGV[3])
+        emit_loading(id, bytes, takes)
         told = told + 1
       end
     end

@@ -75,10 +75,23 @@ local function emit(id, kind, status, stage, attempt, extra)
   return entry
 end
 
+-- Tells a waiting job that its model is being loaded; seconds '' while none were ever measured.
+local function emit_loading(id, bytes, seconds)
+  local v = redis.call('HMGET', job_key(id), 'attempt', 'step', 'total_steps')
+  local step, total = v[2] or '0', v[3] or '0'
+  local percent = tonumber(total) > 0 and 100 * step / total or 0
+  emit(id, 'progress', 'queued', 'loading', v[1] or 0,
+    ',"progress":{"step":' .. step .. ',"total_steps":' .. total .. ',"percent":'
+    .. string.format('%.1f', percent) .. ',"eta_seconds":null},"loading":{"bytes":' .. bytes
+    .. ',"eta_seconds":' .. (seconds == '' and 'null' or string.format('%.3f', seconds)) .. '}')
+end
+
 local DAY = 86400
 local function usage_key(owner)
   return 'denoised:usage:' .. owner .. ':' .. math.floor(seconds / DAY)
 end
+
+local function load_key(model) return 'denoised:loading:' .. model end
 
 local function wake(model)
   local key = 'denoised:wake:' .. model

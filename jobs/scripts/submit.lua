@@ -85,6 +85,11 @@ if idem then
   redis.call('EXPIRE', idem, ARGV[13])
 end
 emit(id, 'queued', 'queued', nil, 0, '')
+local loading = redis.call('HMGET', load_key(model), 'bytes', 'ready_us')
+if loading[1] then
+  emit_loading(id, loading[1],
+    loading[2] == '' and '' or math.max(0, (loading[2] - now_us) / 1e6))
+end
 wake(model)
 local position, starts, ends = outlook(id, queue, owner, 'queued', run)
 if ends ~= '' then redis.call('HSET', key, 'eta_us', ends) end

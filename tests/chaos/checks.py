@@ -35,7 +35,7 @@ FEW = 3
 # What was measured, and how much of the device each key has had.
 _LEARNT = "costs:.*|backlog(:jobs)?|fair|served|vtime"
 _STAYS = re.compile(rf"denoised:(queues|finishes|wake:fake|apikeys:made|{_LEARNT})|rq:queues")
-_EXPIRES = re.compile(r"denoised:(idem|claim|usage):.*|denoised:reap_from|rq:worker:.*")
+_EXPIRES = re.compile(r"denoised:(idem|claim|usage|loading):.*|denoised:reap_from|rq:worker:.*")
 _WORKER_LISTS = re.compile(r"rq:workers(:.*)?")
 
 

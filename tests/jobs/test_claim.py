@@ -14,10 +14,9 @@ from rq import Queue
 from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
 
-from jobs import lease
 from jobs.lease import ALLOWANCE_SECONDS, DOORBELL_SECONDS, LeaseClient
 from jobs.store import JobStore
-from jobs.types import ErrorCode, JobFailure, ModelLoad, NewJob, Outcome, Priority, Status
+from jobs.types import ErrorCode, JobFailure, NewJob, Outcome, Priority, Status
 
 MakeJob = Callable[..., NewJob]
 MODEL, OTHER = "test-model", "other-model"
@@ -248,41 +247,3 @@ async def test_the_wait_of_a_model_s_oldest_job_is_known_before_it_is_claimed(
     waits = worker.oldest_waiting([OTHER, "model-without-jobs"])
     assert waits.keys() == {OTHER}
     assert 100.0 <= waits[OTHER] < 160.0
-
-
-async def test_jobs_that_wait_are_told_of_a_load_and_nothing_else_happens_to_them(
-    store: JobStore,
-    worker: LeaseClient,
-    redis_client: Redis,
-    make_job: Callable[..., NewJob],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    ids = await submit_all(
-        store,
-        make_job(priority=Priority.BATCH),
-        make_job(owner="a"),
-        make_job(priority=Priority.INTERACTIVE),
-        make_job(model="other"),
-    )
-    [running] = worker.claim([MODEL], 1)
-    before = [await store.get(id, owner) for id, owner in zip(ids, ["", "a", "", ""], strict=True)]
-
-    def told() -> set[str]:
-        logs = {id: redis_client.xrange(f"denoised:ev:{id}") for id in ids}
-        events = {id: json.loads(log[-1][1][b"data"]) for id, log in logs.items()}
-        loading = {"bytes": 100, "eta_seconds": 1.5}
-        for event in events.values():
-            if "loading" in event:
-                assert event["loading"] == loading
-                assert (event["type"], event["status"]) == ("job.progress", "queued")
-                assert event["progress"]["total_steps"] == 4
-        return {id for id, event in events.items() if "loading" in event}
-
-    monkeypatch.setattr(lease, "MOST_TOLD", 1)
-    assert worker.tell_loading(MODEL, ModelLoad(100, 1.5)) == 1
-    assert len(told()) == 1
-    monkeypatch.setattr(lease, "MOST_TOLD", 256)
-    assert worker.tell_loading(MODEL, ModelLoad(100, 1.5)) == 2
-    assert told() == set(ids[:3]) - {running.id}
-    after = [await store.get(id, owner) for id, owner in zip(ids, ["", "a", "", ""], strict=True)]
-    assert after == before

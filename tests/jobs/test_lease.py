@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ConnectionError
 
 from config.settings import Settings
-from jobs import scripts
+from jobs import connections, scripts
 from jobs.connections import connect
 from jobs.errors import StoreUnavailable
 from jobs.keeper import Keeper
@@ -280,6 +281,22 @@ async def test_a_client_that_gives_up_does_not_try_again(settings: Settings) -> 
         client.retire()
     assert len(asked) == 1
     client.close()
+
+
+@pytest.mark.parametrize("is_leaving", [True, False])
+async def test_a_worker_that_leaves_asks_a_frozen_redis_once(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, is_leaving: bool
+) -> None:
+    monkeypatch.setattr(connections, "SOCKET_TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as frozen:
+        url = f"redis://127.0.0.1:{frozen.getsockname()[1]}"
+        client = LeaseClient(url, settings, "leaving", gives_up=lambda: is_leaving)
+        with pytest.raises(StoreUnavailable, match="cannot be reached"):
+            client.claim([MODEL], 1, retry_seconds=0)
+        later = "did not answer a moment ago" if is_leaving else "cannot be reached"
+        with pytest.raises(StoreUnavailable, match=later):
+            client.claim([MODEL], 1, retry_seconds=0)
+        client.close()
 
 
 async def test_a_claim_given_up_on_is_granted_to_the_next(

@@ -111,6 +111,8 @@ def test_residency_comes_from_the_workers_announcements(api: Api, redis_client: 
         ([worker_info(models=("m",)), worker_info(model_errors={"m": "bad"})], "resident"),
         ([worker_info(models=("x",))], "unavailable"),
         ([worker_info(models=("x",), on_demand=("m",))], "on_demand"),
+        ([worker_info(models=("x",), loading="m")], "loading"),
+        ([worker_info(models=("m",)), worker_info(loading="m")], "resident"),
         ([worker_info(models=(), on_demand=("m",)), worker_info(models=("m",))], "resident"),
     ],
 )

@@ -14,6 +14,7 @@ from jobs.types import ClaimedJob, ModelLoad, Priority, Usage
 from models.pipeline import Pipeline
 from workers.heartbeat import Pulse
 from workers.isolation import Isolation
+from workers.load_notices import LoadNotices
 from workers.model_switching import LOOK_SECONDS, ModelSwitching
 from workers.residency import Residents
 
@@ -30,6 +31,7 @@ class Queues:
         self.jobs: dict[str, list[tuple[float, ClaimedJob]]] = {}
         self.requeued: list[tuple[ClaimedJob, str]] = []
         self.told: list[tuple[ClaimedJob, ModelLoad]] = []
+        self.loads: list[str] = []
 
     def put(self, *jobs: ClaimedJob) -> None:
         for job in jobs:
@@ -57,7 +59,11 @@ class Queues:
     def tell_loading(self, model: str, load: ModelLoad) -> int:
         waiting = self.jobs.get(model, [])
         self.told += [(job, load) for _, job in waiting]
+        self.loads.append(model)
         return len(waiting)
+
+    def tell_loaded(self, model: str) -> None:
+        self.loads.remove(model)
 
     def requeue(self, job: ClaimedJob, cause: str, refund_attempt: bool, usage: Usage) -> bool:
         assert refund_attempt
@@ -78,6 +84,7 @@ class Scene:
         )
         self.clock, self.engine, self.sink = self.bench.clock, self.bench.engine, self.bench.sink
         self.queues = Queues(self.clock)
+        self.notices = LoadNotices(self.queues)
         self.loaded: list[str] = []
         self.trouble: dict[str, Exception] = {}
         self.residents = Residents(
@@ -86,6 +93,7 @@ class Scene:
             budget_bytes=budget,
             load=self.load,
             weigh=lambda spec: 100,
+            telling=self.notices.during,
             clock=self.clock,
         )
         # The engine sees exactly what is resident, as in a worker.

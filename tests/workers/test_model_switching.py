@@ -12,6 +12,7 @@ from fake_pipeline import FakePipeline, fake_spec
 from switching_harness import LOAD_SECONDS, PATIENCE, Scene
 
 from config.model_spec import ModelSpec
+from jobs.errors import StoreUnavailable
 from jobs.types import ClaimedJob, ModelLoad, Priority, Stage, Status, Verdict
 from models.errors import CheckpointError
 from workers.device import Device
@@ -152,6 +153,37 @@ def test_a_job_cancelled_while_its_model_loads_is_not_begun(scene: Scene) -> Non
     assert scene.sink.status(cancelled) is Status.CANCELLED
     assert scene.sink.stages(cancelled) == [Stage.LOADING]
     assert scene.sink.status(other) is Status.SUCCEEDED
+
+
+def test_what_is_being_loaded_is_told_from_beginning_to_end_the_start_included(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str, str | None, list[str]]] = []
+    load = Scene.load
+
+    def look(scene: Scene, spec: ModelSpec, **options: object) -> FakePipeline:
+        seen.append((spec.id, scene.notices.loading, [*scene.queues.loads]))
+        return load(scene, spec, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Scene, "load", look)
+    scene = Scene(tmp_path)
+    scene.trouble["c"] = CheckpointError("is cut off")
+    scene.queues.put(claimed(model="b"), claimed(model="c"))
+    scene.go_on(seconds=PATIENCE + 4 * LOAD_SECONDS)
+    assert seen == [(model, model, [model]) for model in "abc"]
+    assert (scene.notices.loading, scene.queues.loads) == (None, [])
+
+
+def test_a_load_goes_on_without_redis(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: object) -> int:
+        raise StoreUnavailable("Redis is away")
+
+    monkeypatch.setattr(scene.queues, "tell_loading", away)
+    monkeypatch.setattr(scene.queues, "tell_loaded", away)
+    job = claimed(model="b")
+    scene.queues.put(job)
+    scene.go_on(seconds=15)
+    assert scene.sink.status(job) is Status.SUCCEEDED
 
 
 def test_a_model_that_cannot_be_loaded_goes_back_with_its_jobs_and_the_others_return(

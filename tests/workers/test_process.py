@@ -222,14 +222,21 @@ async def test_models_that_do_not_fit_together_are_loaded_in_turn_and_the_lease_
     (worker,) = await here.workers(lambda workers: any(w.state == "idle" for w in workers))
     assert (worker.models, worker.on_demand) == (("large-1",), ("large-2",))
     cold = await here.submit(model="large-2")
-    record = await here.ended(cold)
-    assert (record.status, record.attempt) == (Status.SUCCEEDED, 1)
+    (worker,) = await here.workers(lambda workers: any(w.loading for w in workers))
+    assert worker.loading == "large-2"
+    meanwhile = await here.submit(model="large-2")
+    for job in (cold, meanwhile):
+        record = await here.ended(job)
+        assert (record.status, record.attempt) == (Status.SUCCEEDED, 1)
+    told = [e["loading"] for e in await here.events(meanwhile) if "loading" in e]
+    assert told[0]["bytes"] == LARGE_BYTES
+    assert 0 < told[0]["eta_seconds"] < 2 * LOAD_SECONDS
     events = [e for e in await here.events(cold) if e["type"] == "job.progress"]
     assert events[0]["stage"] == "loading"
     assert events[0]["loading"]["bytes"] == LARGE_BYTES
     assert all("loading" not in event for event in events[1:])
     (worker,) = await here.workers(lambda workers: any("large-2" in w.models for w in workers))
-    assert worker.on_demand == ("large-1",)
+    assert (worker.loading, worker.on_demand) == (None, ("large-1",))
     warm_before = await here.submit(model="large-1")
     record = await here.ended(warm_before)
     assert (record.status, record.attempt) == (Status.SUCCEEDED, 1)
