@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.deployments import Deployment, at, bare, served, spread
-from bench.goals import Goal, none
+from bench.goals import Goal, at_most, none
 from bench.run import report
 from denoised.client import JobEvent
 
@@ -28,6 +28,9 @@ WORKERS = 2
 MOST_STEPS = 300
 KILL_AFTER = 0.6
 """Of the steps of a job."""
+
+GOING_ON_WITHIN_SECONDS = 8.0
+"""Of the kill: a lease of six seconds, and finding the job."""
 
 PROMPT = "a red circle moving right on a blue background"
 
@@ -95,6 +98,8 @@ def _goals(where: str, figures: dict[str, Any], checkpoint_seconds: float) -> li
     goals = [none(f"outputs that differ, {where}", figures["not_identical_to_the_unbroken_run"])]
     if KILL_AFTER * figures["unbroken_seconds"] > 2 * checkpoint_seconds:
         goals.append(none(f"restarts from zero, {where}", figures["restarted_from_zero"]))
+    p95 = figures["from_kill_to"]["first_new_step"]["p95"]
+    goals.append(at_most(f"kill to the next step, p95 s, {where}", p95, GOING_ON_WITHIN_SECONDS))
     return goals
 
 

@@ -54,7 +54,8 @@ async def test_a_job_runs_through_a_real_queue_and_leaves_its_picture_with_the_r
     again = await here.submit(deterministic=True, **recipes[1]["input"])
     (output,) = (await here.ended(again)).outputs
     assert output.seed == 6
-    types = [event["type"] for event in await here.events(job)]
+    # It may have come while the worker was still loading its model, and been told so.
+    types = [event["type"] for event in await here.events(job) if "loading" not in event]
     assert types[:2] == ["job.queued", "job.started"]
     assert types[-1] == "job.succeeded"
     assert "job.progress" in types
@@ -230,7 +231,7 @@ async def test_models_that_do_not_fit_together_are_loaded_in_turn_and_the_lease_
         assert (record.status, record.attempt) == (Status.SUCCEEDED, 1)
     told = [e["loading"] for e in await here.events(meanwhile) if "loading" in e]
     assert told[0]["bytes"] == LARGE_BYTES
-    assert 0 < told[0]["eta_seconds"] < 2 * LOAD_SECONDS
+    assert 0 <= told[0]["eta_seconds"] < 2 * LOAD_SECONDS
     events = [e for e in await here.events(cold) if e["type"] == "job.progress"]
     assert events[0]["stage"] == "loading"
     assert events[0]["loading"]["bytes"] == LARGE_BYTES
