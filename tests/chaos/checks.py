@@ -187,7 +187,7 @@ def ending_faults(job: Accepted, record: dict[str, Any]) -> list[tuple[str, str]
 
 def event_faults(events: list[dict[str, Any]], status: str) -> list[tuple[str, str]]:
     """What is wrong with the order of a job's events, as (head, sentence)."""
-    types = [event["type"].removeprefix("job.") for event in events]
+    types = [_type_of(event) for event in events]
     faults = []
     ends = [type_ for type_ in types if type_ in TERMINAL]
     if not ends:
@@ -202,6 +202,7 @@ def event_faults(events: list[dict[str, Any]], status: str) -> list[tuple[str, s
     for type_ in types[1:]:
         fits = {
             "queued": False,
+            "loading": not running,
             "started": not running,
             "progress": running,
             "preview": running,
@@ -214,6 +215,13 @@ def event_faults(events: list[dict[str, Any]], status: str) -> list[tuple[str, s
             break
         running = type_ in ("started", "restarted", "progress", "preview")
     return faults
+
+
+def _type_of(event: dict[str, Any]) -> str:
+    """`loading` for what tells a job in the queue that its model is being loaded."""
+    if event.get("stage") == "loading" and event["status"] == "queued":
+        return "loading"
+    return event["type"].removeprefix("job.")
 
 
 def resume_faults(events: list[dict[str, Any]], record: dict[str, Any]) -> list[tuple[str, str]]:

@@ -31,7 +31,8 @@ from tests.chaos.verdict import Findings, Report
 
 
 def events(*types: str) -> list[dict[str, Any]]:
-    return [{"type": f"job.{type_}"} for type_ in types]
+    loading = {"type": "job.progress", "status": "queued", "stage": "loading"}
+    return [loading if type_ == "loading" else {"type": f"job.{type_}"} for type_ in types]
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,10 @@ def events(*types: str) -> list[dict[str, Any]]:
         ("queued started progress succeeded", set()),
         ("queued started progress requeued started progress succeeded", set()),
         ("queued succeeded", set()),
+        ("queued loading loading started progress succeeded", set()),
+        ("queued started requeued loading started succeeded", set()),
+        ("queued started loading succeeded", {"wrong"}),
+        ("queued started succeeded loading", {"wrong"}),
         ("queued started", {"lost"}),
         ("queued started succeeded succeeded", {"duplicated"}),
         ("queued started succeeded progress", {"wrong"}),
