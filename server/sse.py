@@ -112,8 +112,10 @@ async def _with_heartbeats(
             elif not stop.done():
                 yield None
     finally:
-        await end_tasks(task for task in (stop, upcoming) if task is not None)
-        await events.aclose()
+        # Where the client's leaving cancels this task, it cancels every unshielded wait of it.
+        with anyio.CancelScope(shield=True):
+            await end_tasks(task for task in (stop, upcoming) if task is not None)
+            await events.aclose()
 
 
 async def _next(events: AsyncGenerator[Event, None]) -> Event:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import threading
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import anyio
 import httpx2
 import pytest
 from http_harness import Api, FakeWorker, WireEvent, serving, until
@@ -279,3 +281,35 @@ async def test_a_stream_that_is_closed_early_closes_its_source() -> None:
             break
     await stream.aclose()
     assert closed.is_set()
+
+
+async def test_a_client_that_leaves_as_the_job_ends_leaves_no_error_behind() -> None:
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    waits, is_closed = asyncio.Event(), asyncio.Event()
+
+    async def ends_when_cancelled() -> AsyncGenerator[Event, None]:
+        try:
+            yield PROGRESS
+            waits.set()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            is_closed.set()
+
+    async def read() -> None:
+        stream = sse.event_stream(
+            ends_when_cancelled(), stopping=asyncio.Event(), is_still_allowed=always
+        )
+        async for _ in stream:
+            pass
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(read)
+        await waits.wait()
+        group.cancel_scope.cancel()
+    assert is_closed.is_set()
+    gc.collect()
+    await asyncio.sleep(0)
+    assert errors == []
