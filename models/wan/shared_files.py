@@ -55,7 +55,9 @@ def only_part(folder: Path, kinds: Mapping[Path, Kind], kind: Kind, name: str, w
     """
     if (folder / name).is_dir():
         return folder / name
-    return _only(folder, kinds, (kind,), f"a folder {name!r} or one {what} file")
+    return _only(
+        folder, kinds, (kind,), f"a folder {name!r} or one {what} file beside the transformer"
+    )
 
 
 def _only(folder: Path, kinds: Mapping[Path, Kind], wanted: tuple[Kind, ...], what: str) -> Path:

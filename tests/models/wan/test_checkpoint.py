@@ -161,8 +161,14 @@ def test_a_gguf_beside_a_diffusers_folder_takes_its_parts_and_limits(wan_copy: P
 @pytest.mark.parametrize(
     ("removed", "message"),
     [
-        ("wan_2.1_vae.safetensors", "expected a folder 'vae' or one autoencoder file, found: none"),
-        ("text_encoder", "expected a folder 'text_encoder' or one text encoder file, found: none"),
+        (
+            "wan_2.1_vae.safetensors",
+            "expected a folder 'vae' or one autoencoder file beside the transformer, found: none",
+        ),
+        (
+            "text_encoder",
+            "'text_encoder' or one text encoder file beside the transformer, found: none",
+        ),
         ("tokenizer.json", "google/umt5-xxl/tokenizer.json, found: none"),
         ("Tiny_VACE-Q8_0.gguf", "expected transformer/config.json or one transformer file, found"),
     ],
