@@ -280,7 +280,7 @@ async def test_what_rqs_tools_put_on_the_list_without_a_key_counts_until_a_claim
     assert worker.claim([MODEL], 1)
     [held_up] = await submit_all(store, make_job(model=OTHER, owner=key.id))
     lane = f"rq:queue:{OTHER}:standard"
-    assert redis_client.lmove(f"{lane}@{key.id}", lane).decode() == held_up
+    assert redis_client.lmove(f"{lane}@{key.id}", lane) == held_up.encode()
     assert worker.oldest_waiting([OTHER]).keys() == {OTHER}
     assert worker.claim([OTHER], 1) == []
     assert worker.oldest_waiting([OTHER]) == {}
