@@ -147,19 +147,18 @@ class LeaseClient:
                 claimed.append(job)
         return claimed
 
-    def oldest_waiting(self, models: Collection[str]) -> dict[str, float]:
-        """Seconds for which the oldest job at the head of a queue of each model has waited.
+    def oldest_waiting(
+        self, models: Sequence[str], priorities: Collection[Priority] = tuple(Priority)
+    ) -> dict[str, float]:
+        """Seconds for which the oldest job that could be claimed now has waited, of each model.
 
-        Models without a waiting job are left out. Raises `StoreUnavailable` at once when Redis is
-        away: nobody waits for this answer.
+        Like `claim` it looks at the heads of queues in `priorities`, and leaves out keys that have
+        their quota of running jobs used up. Models without such a job are left out. Raises
+        `StoreUnavailable` at once when Redis is away: nobody waits for this answer.
         """
-        depths = self._retry(lambda: scripts.run(self._main, scripts.STATS, []), 0)
-        oldest: dict[str, float] = {}
-        for name, _, _, age, _ in depths:
-            model = keys.split_queue_name(name.decode())[0]
-            if model in models and age:
-                oldest[model] = max(oldest.get(model, 0.0), float(age))
-        return oldest
+        args = [len(models), *models, *(priority.value for priority in priorities)]
+        ages = self._retry(lambda: scripts.run(self._main, scripts.WAITING, args), 0)
+        return {m: float(age) for m, age in zip(models, ages, strict=True) if age}
 
     def tell_loading(self, model: str, load: ModelLoad) -> int:
         """Tells the jobs that wait for a model that it is being loaded, `MOST_TOLD` at most.

@@ -7,8 +7,10 @@ once; `model_to_load` says when those of a "cold" one have waited long enough to
 Guarantees, held by tests:
 - nothing is loaded while nothing waits for it, and nothing is evicted that need not be;
 - a worker that has work switches at most once in `patience` seconds;
-- the cold model whose job has waited longest comes first, so with C cold models a job waits for at
-  most C switches: `patience`, a load and what the evicted models have in hand, each.
+- of the cold models with a job that could be claimed, the one whose job has waited longest comes
+  first, so with C cold models such a job waits for at most C switches: `patience`, a load and what
+  the evicted models have in hand, each. A try that gets no job is no switch: it costs what those
+  have in hand, at most once for each other model before the job is had.
 """
 
 from __future__ import annotations
@@ -34,19 +36,28 @@ class Warm:
 
 
 def model_to_load(
-    waiting: Mapping[str, float], *, is_idle: bool, since_switch: float, patience: float
+    waiting: Mapping[str, float],
+    *,
+    in_vain: Mapping[str, float],
+    is_idle: bool,
+    since_switch: float,
+    patience: float,
 ) -> str | None:
-    """The cold model to load now, if any, of those in `waiting`, each with its oldest job's wait.
+    """The cold model to load now, if any, of those in `waiting`.
+
+    Each stands there with the wait of its oldest job that could be claimed now. `in_vain` tells how
+    long ago none was had for a model: it has waited no longer than that.
 
     An idle worker, which also found no job for its warm models, loads almost at once; a busy one
     only for jobs that have waited `patience`, and `patience` after the last switch. Seconds.
     """
     if not waiting:
         return None
-    model = max(sorted(waiting), key=lambda m: waiting[m])
+    waits = {m: min(wait, in_vain.get(m, wait)) for m, wait in waiting.items()}
+    model = max(sorted(waits), key=lambda m: (waits[m], m not in in_vain))
     if is_idle:
-        return model if waiting[model] >= GRACE_SECONDS else None
-    return model if min(waiting[model], since_switch) >= patience else None
+        return model if waits[model] >= GRACE_SECONDS else None
+    return model if min(waits[model], since_switch) >= patience else None
 
 
 def models_to_evict(warm: Iterable[Warm], *, needed: int, budget: int) -> tuple[str, ...]:

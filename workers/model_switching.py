@@ -5,6 +5,11 @@ If so, some of them are claimed, idle models make room, and the load runs on the
 the heartbeat keeps all leases. Where a model with work in hand has to go, its queues are left alone
 (`claimable`) until it is done. A worker whose models all fit has nothing cold, and none of this
 costs it anything.
+
+Only jobs that could be claimed count: of open classes, of keys with room in their quota. Where none
+is had all the same (another worker was first, or it may not be let in), the model's wait counts
+anew from then. So another model is considered at the next look, and a busy worker tries the same
+one in vain, for which it may have finished models without feeding them, at most once in `patience`.
 """
 
 from __future__ import annotations
@@ -41,8 +46,13 @@ NOT_LOADED = "model_not_loaded"
 class ColdQueues(Protocol):
     """What of `jobs.lease.LeaseClient` is needed here."""
 
-    def oldest_waiting(self, models: Sequence[str]) -> dict[str, float]:
-        """Seconds for which the oldest job of each model has waited; without jobs left out."""
+    def oldest_waiting(
+        self, models: Sequence[str], priorities: Collection[Priority]
+    ) -> dict[str, float]:
+        """Seconds for which the oldest job that could be claimed now of each model has waited.
+
+        Models without one are left out.
+        """
 
     def claim(
         self,
@@ -84,6 +94,7 @@ class ModelSwitching:
         self._clock = clock
         self._next_look = -math.inf
         self._switched_at = -math.inf
+        self._in_vain: dict[str, float] = {}  # by model: when no job was had for it
         self._held_back: tuple[str, ...] = ()
         self._is_wanted = False
 
@@ -102,7 +113,8 @@ class ModelSwitching:
             self._put_back(job, Usage())
 
     def consider(self, engine: Engine) -> bool:
-        """Switch models if it is time. True while a job waits for a model that is not resident.
+        """Switch models if it is time. True while a job that could be claimed waits for a
+        model that is not resident.
 
         Raises StoreUnavailable, at once when Redis is away.
         """
@@ -113,9 +125,11 @@ class ModelSwitching:
         self._next_look = now + LOOK_SECONDS
         seconds_left = engine.seconds_left()
         self._residents.note_use(m for m in seconds_left if m in self._residents.pipelines)
-        waiting = self._queues.oldest_waiting(cold)
+        classes = self._open_classes(engine)
+        waiting = self._queues.oldest_waiting(cold, classes) if classes else {}
         model = model_to_load(
             waiting,
+            in_vain={m: now - then for m, then in self._in_vain.items()},
             is_idle=engine.is_idle,
             since_switch=now - self._switched_at,
             patience=self._settings.model_switch_seconds,
@@ -138,6 +152,7 @@ class ModelSwitching:
         load = self._residents.expected(model)
         self._claim_ahead(model, load, engine)
         if model not in engine.seconds_left():
+            self._in_vain[model] = self._clock()
             return
         log.info("loading a model for waiting jobs", model=model, evicted=evicted)
         timeout = self._settings.load_timeout_seconds
@@ -154,10 +169,13 @@ class ModelSwitching:
         with self._pulse.waiting():
             self._queues.requeue(job, NOT_LOADED, True, usage)
 
+    def _open_classes(self, engine: Engine) -> list[Priority]:
+        return [*Priority][: self._isolation.open_ranks(engine)]
+
     def _claim_ahead(self, model: str, load: ModelLoad, engine: Engine) -> None:
         """Take in jobs for a load, one by one: any of them may have to be alone."""
         for _ in range(CLAIMED_AHEAD):
-            classes = [*Priority][: self._isolation.open_ranks(engine)]
+            classes = self._open_classes(engine)
             jobs = self._queues.claim([model], 1, classes, retry_seconds=0) if classes else []
             if not jobs:
                 return

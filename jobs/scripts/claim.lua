@@ -40,25 +40,8 @@ end
 local owners = {}
 
 local function owner_of(name)
-  local owner = owners[name]
-  if owner then return owner end
-  owner = { name = name, lanes = {}, room = math.huge }
-  local most = name ~= '' and redis.call('HGET', 'denoised:apikey:' .. name, 'max_running')
-  if most then
-    local held = 'denoised:held:' .. name
-    owner.room = most - redis.call('SCARD', held)
-    if owner.room <= 0 then
-      -- Jobs that RQ's tools deleted while they ran are still in the set.
-      for _, id in ipairs(redis.call('SMEMBERS', held)) do
-        if redis.call('HGET', job_key(id), 'status') ~= 'started' then
-          redis.call('SREM', held, id)
-          owner.room = owner.room + 1
-        end
-      end
-    end
-  end
-  owners[name] = owner
-  return owner
+  owners[name] = owners[name] or { name = name, lanes = {}, room = room_of(name) }
+  return owners[name]
 end
 
 -- Reads the head of a lane. RQ's tools put everything on the list without a key: what belongs to

@@ -166,6 +166,29 @@ local function waiting_on(queue)
   return waiting
 end
 
+-- When the job at the head of a lane was submitted, in us; nil without one.
+local function head_since(queue, owner)
+  local head = redis.call('LINDEX', lane_key(queue, owner), 0)
+  return head and tonumber(redis.call('HGET', job_key(head), 'submitted_us') or '')
+end
+
+-- How many more jobs of a key may run now. What came without one has no limit.
+local function room_of(owner)
+  local most = owner ~= '' and redis.call('HGET', 'denoised:apikey:' .. owner, 'max_running')
+  if not most then return math.huge end
+  local held = 'denoised:held:' .. owner
+  local room = most - redis.call('SCARD', held)
+  if room > 0 then return room end
+  -- Jobs that RQ's tools deleted while they ran are still in the set.
+  for _, id in ipairs(redis.call('SMEMBERS', held)) do
+    if redis.call('HGET', job_key(id), 'status') ~= 'started' then
+      redis.call('SREM', held, id)
+      room = room + 1
+    end
+  end
+  return room
+end
+
 -- GPU-seconds and seconds of run time of a job of this model on average; nil before the first.
 local function mean_cost(model)
   local mean = redis.call('HGET', 'denoised:costs:mean', model)

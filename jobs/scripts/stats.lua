@@ -7,8 +7,7 @@ for _, name in ipairs(redis.call('SMEMBERS', 'denoised:queues')) do
   for _, owner in ipairs(owners_of(name)) do
     local lane = lane_name(name, owner)
     local length = redis.call('LLEN', queue_key(lane))
-    local head = redis.call('LINDEX', queue_key(lane), 0)
-    local since = head and tonumber(redis.call('HGET', job_key(head), 'submitted_us') or '')
+    local since = head_since(name, owner)
     if since and (not oldest or since < oldest) then oldest = since end
     local seconds = lane_cost(lane, length, mean)
     queued, cost = queued + length, cost and seconds and cost + seconds

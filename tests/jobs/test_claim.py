@@ -14,6 +14,7 @@ from rq import Queue
 from rq.registry import FailedJobRegistry
 from rq.serializers import JSONSerializer
 
+from jobs.api_keys import KeyStore, Quotas
 from jobs.lease import ALLOWANCE_SECONDS, DOORBELL_SECONDS, LeaseClient
 from jobs.store import JobStore
 from jobs.types import ErrorCode, JobFailure, NewJob, Outcome, Priority, Status
@@ -247,3 +248,39 @@ async def test_the_wait_of_a_model_s_oldest_job_is_known_before_it_is_claimed(
     waits = worker.oldest_waiting([OTHER, "model-without-jobs"])
     assert waits.keys() == {OTHER}
     assert 100.0 <= waits[OTHER] < 160.0
+    assert worker.oldest_waiting([OTHER], [Priority.INTERACTIVE])[OTHER] < 100.0
+    assert worker.oldest_waiting([OTHER], []) == worker.oldest_waiting([]) == {}
+
+
+async def test_jobs_of_a_key_at_its_quota_do_not_count_as_waiting_until_one_of_them_ends(
+    store: JobStore, redis_client: Redis, make_job: MakeJob, worker: LeaseClient
+) -> None:
+    key, _ = KeyStore(redis_client).create("small", Quotas(max_running=1))
+    await submit_all(store, make_job(owner=key.id))
+    [running] = worker.claim([MODEL], 1)
+    held_up, free = await submit_all(
+        store, make_job(model=OTHER, owner=key.id), make_job(model=OTHER, owner="b")
+    )
+    age(redis_client, held_up, 100.0)
+    assert worker.oldest_waiting([OTHER])[OTHER] < 100.0
+    assert [job.id for job in worker.claim([OTHER], 2)] == [free]
+    assert worker.oldest_waiting([OTHER]) == {}
+    assert (await store.stats()).queued == 1, "it is shown all the same"
+    failure = JobFailure(code=ErrorCode.INTERNAL, message="broken")
+    assert worker.finish(running, Outcome(Status.FAILED, failure=failure))
+    assert worker.oldest_waiting([OTHER])[OTHER] >= 100.0
+    assert [job.id for job in worker.claim([OTHER], 2)] == [held_up]
+
+
+async def test_what_rqs_tools_put_on_the_list_without_a_key_counts_until_a_claim_has_moved_it(
+    store: JobStore, redis_client: Redis, make_job: MakeJob, worker: LeaseClient
+) -> None:
+    key, _ = KeyStore(redis_client).create("small", Quotas(max_running=1))
+    await submit_all(store, make_job(owner=key.id))
+    assert worker.claim([MODEL], 1)
+    [held_up] = await submit_all(store, make_job(model=OTHER, owner=key.id))
+    lane = f"rq:queue:{OTHER}:standard"
+    assert redis_client.lmove(f"{lane}@{key.id}", lane) == held_up.encode()
+    assert worker.oldest_waiting([OTHER]).keys() == {OTHER}
+    assert worker.claim([OTHER], 1) == []
+    assert worker.oldest_waiting([OTHER]) == {}

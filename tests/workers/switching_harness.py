@@ -24,11 +24,18 @@ STEP_SECONDS = 0.5
 
 
 class Queues:
-    """Waiting jobs by model, each with the time at which it came."""
+    """Waiting jobs by model, each with the time at which it came.
+
+    Those in `held_up` nobody may claim, as where their key has its quota of running jobs used up;
+    those in `taken_first` count as waiting, too, but another worker is always first.
+    """
 
     def __init__(self, clock: Clock) -> None:
         self.clock = clock
         self.jobs: dict[str, list[tuple[float, ClaimedJob]]] = {}
+        self.held_up: set[str] = set()
+        self.taken_first: set[str] = set()
+        self.claims: list[str] = []
         self.requeued: list[tuple[ClaimedJob, str]] = []
         self.told: list[tuple[ClaimedJob, ModelLoad]] = []
         self.loads: list[str] = []
@@ -37,8 +44,18 @@ class Queues:
         for job in jobs:
             self.jobs.setdefault(job.model, []).append((self.clock(), job))
 
-    def oldest_waiting(self, models: Sequence[str]) -> dict[str, float]:
-        return {m: self.clock() - self.jobs[m][0][0] for m in models if self.jobs.get(m)}
+    def oldest_waiting(
+        self, models: Sequence[str], priorities: Collection[Priority]
+    ) -> dict[str, float]:
+        came = {
+            m: [
+                at
+                for at, job in self.jobs.get(m, [])
+                if job.priority in priorities and job.id not in self.held_up
+            ]
+            for m in models
+        }
+        return {m: self.clock() - min(times) for m, times in came.items() if times}
 
     def claim(
         self,
@@ -48,10 +65,13 @@ class Queues:
         *,
         retry_seconds: float = 0,
     ) -> list[ClaimedJob]:
+        self.claims += models
+        unavailable = self.held_up | self.taken_first
         taken: list[ClaimedJob] = []
         for model in models:
             for entry in list(self.jobs.get(model, [])):
-                if entry[1].priority in priorities and len(taken) < limit:
+                is_free = entry[1].priority in priorities and entry[1].id not in unavailable
+                if is_free and len(taken) < limit:
                     self.jobs[model].remove(entry)
                     taken.append(entry[1])
         return taken

@@ -15,17 +15,48 @@ seconds = st.floats(0, 1000)
 waits = st.dictionaries(st.sampled_from("abcdef"), seconds, max_size=6)
 
 
-@given(waits, st.booleans(), seconds, st.floats(1, 100))
-def test_only_the_longest_waiting_model_is_ever_loaded(
-    waiting: dict[str, float], is_idle: bool, since_switch: float, patience: float
+@given(waits, waits, st.booleans(), seconds, st.floats(1, 100))
+def test_only_the_model_that_waits_longest_or_since_none_of_its_jobs_was_had_is_ever_loaded(
+    waiting: dict[str, float],
+    in_vain: dict[str, float],
+    is_idle: bool,
+    since_switch: float,
+    patience: float,
 ) -> None:
-    model = model_to_load(waiting, is_idle=is_idle, since_switch=since_switch, patience=patience)
+    model = model_to_load(
+        waiting, in_vain=in_vain, is_idle=is_idle, since_switch=since_switch, patience=patience
+    )
+    waits = [min(waiting[m], in_vain.get(m, waiting[m])) for m in waiting]
     if model is not None:
-        assert waiting[model] == max(waiting.values())
-        assert is_idle or min(waiting[model], since_switch) >= patience
+        longest = min(waiting[model], in_vain.get(model, waiting[model]))
+        assert longest == max(waits)
+        assert is_idle or min(longest, since_switch) >= patience
     elif waiting:
-        longest = max(waiting.values())
-        assert longest < GRACE_SECONDS if is_idle else min(longest, since_switch) < patience
+        assert max(waits) < GRACE_SECONDS if is_idle else min(max(waits), since_switch) < patience
+
+
+@given(waits, seconds, st.booleans(), st.floats(1, 100))
+def test_each_model_whose_jobs_cannot_be_had_is_tried_at_most_once_before_another(
+    others: dict[str, float], wait: float, is_idle: bool, patience: float
+) -> None:
+    tried: list[str] = []
+    tried_at: dict[str, float] = {}
+    for look in range(2_000):
+        now = look * 0.25
+        model = model_to_load(
+            {m: w + now for m, w in (others | {"free": wait}).items()},
+            in_vain={m: now - then for m, then in tried_at.items()},
+            is_idle=is_idle,
+            since_switch=1e9,
+            patience=patience,
+        )
+        if model == "free":
+            break
+        if model is not None:
+            tried.append(model)
+            tried_at[model] = now
+    assert model == "free"
+    assert len(set(tried)) == len(tried)
 
 
 @given(st.lists(st.floats(0.1, 20), min_size=1, max_size=60), st.floats(1, 50))
@@ -36,7 +67,9 @@ def test_a_busy_worker_switches_at_most_once_in_its_patience(
     for pause in looks:
         now += pause
         waiting = {"a": now, "b": now / 2}
-        if model_to_load(waiting, is_idle=False, since_switch=now - switched_at, patience=patience):
+        if model_to_load(
+            waiting, in_vain={}, is_idle=False, since_switch=now - switched_at, patience=patience
+        ):
             switches.append(now)
             switched_at = now
     assert all(b - a >= patience for a, b in itertools.pairwise(switches))

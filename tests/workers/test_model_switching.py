@@ -38,7 +38,7 @@ def test_when_everything_fits_everything_is_loaded_and_no_queue_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scene = Scene(tmp_path, budget=300)
-    monkeypatch.setattr(scene.queues, "oldest_waiting", lambda models: pytest.fail("it looks"))
+    monkeypatch.setattr(scene.queues, "oldest_waiting", lambda *_: pytest.fail("it looks"))
     scene.go_on(seconds=5)
     assert scene.resident == {"a", "b", "c"}
 
@@ -235,7 +235,7 @@ def test_a_job_that_an_earlier_claim_was_granted_for_an_evicted_model_goes_back(
 def test_nothing_is_loaded_for_a_job_that_another_worker_took_first(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scene.queues, "oldest_waiting", lambda models: {"b": 5.0})
+    monkeypatch.setattr(scene.queues, "oldest_waiting", lambda *_: {"b": 5.0})
     scene.go_on(seconds=5)
     assert scene.loaded == ["a"]
 
@@ -254,6 +254,8 @@ def test_no_job_is_claimed_for_a_load_beside_a_suspect(tmp_path: Path) -> None:
     assert scene.engine.held() == (alone,)
     urgent = claimed(model="c", priority=Priority.INTERACTIVE)
     scene.queues.put(urgent)
+    scene.go_on(seconds=PATIENCE - 1)
+    assert scene.queues.requeued == [], "jobs that have to wait for the suspect do not hurry it"
     scene.go_on(seconds=LOAD_SECONDS + 5)
     assert scene.queues.requeued == [(alone, MADE_ROOM)]
     assert scene.sink.status(urgent) is Status.SUCCEEDED
