@@ -337,7 +337,9 @@ class LeaseClient:
             if time.monotonic() - self._silent_since < SOCKET_TIMEOUT and self._gives_up():
                 raise StoreUnavailable("Redis did not answer a moment ago")
             try:
-                return operation()
+                result = operation()
+                self._silent_since = -math.inf
+                return result
             except (AuthenticationError, AuthorizationError) as error:
                 raise StoreUnavailable(f"Redis refuses this client: {error}") from error
             except RedisError as error:
