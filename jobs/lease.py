@@ -165,8 +165,8 @@ class LeaseClient:
         """Tells the jobs that wait for a model that it is being loaded, `MOST_TOLD` at most.
 
         Those submitted before `tell_loaded` are told, too, while `announce` says the same. Their
-        events show it; they stay queued. Where another worker has the model resident, nobody is
-        told. Returns how many were. Raises `StoreUnavailable` at once when Redis is away.
+        events show it; they stay queued. Where another idle or busy worker has it resident, nobody
+        is told. Returns how many were. Raises `StoreUnavailable` at once when Redis is away.
         """
         seconds = "" if load.eta_seconds is None else load.eta_seconds
         args: list[scripts.Argument] = [model, MOST_TOLD, load.bytes, seconds, WORKER_TTL_SECONDS]
