@@ -201,6 +201,19 @@ async def test_a_deadline_that_cannot_be_met_is_refused(
     assert redis_client.zcard("denoised:deadlines") == 2
 
 
+@pytest.mark.usefixtures("measured")
+async def test_a_dead_worker_makes_no_deadline_look_possible(
+    store: JobStore, redis_client: Redis, make_job: MakeJob
+) -> None:
+    info = WorkerInfo(name="dead", pid=1, host="h", device="cpu", dtype="float32", models=(MODEL,))
+    announce(redis_client, info)
+    redis_client.delete("rq:worker:dead")
+    await store.submit(make_job())
+    with pytest.raises(DeadlineTooSoon) as refused:
+        await store.submit(make_job(deadline_seconds=9.0))
+    assert refused.value.needed == pytest.approx(4.0 + 5.5)
+
+
 async def test_without_a_measurement_no_deadline_is_refused(
     store: JobStore, make_job: MakeJob
 ) -> None:
