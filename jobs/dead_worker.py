@@ -1,4 +1,5 @@
-"""What is done when somebody saw a worker process end: its jobs are taken back at once.
+"""What is done when somebody saw a worker process end: its jobs are taken back at once, its name
+comes off the list of workers.
 
 The keeper learns of a death only from lapsed leases. Whoever runs workers sees their processes end
 and can say so. The fence is the same: should the worker live after all, its writes are refused.
@@ -13,6 +14,7 @@ from redis import Redis
 from config.settings import Settings
 from jobs import scripts
 from jobs.metrics import count_put_back
+from jobs.worker_registry import retire
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +23,8 @@ CAUSE = "worker_died"
 
 
 def take_back(redis: Redis, settings: Settings, worker: str) -> list[str]:
-    """Puts the jobs that `worker` holds back on their queues; returns their ids.
+    """Puts the jobs that `worker` holds back on their queues and takes it off the list of workers,
+    where its word would stand until it expires; returns the jobs' ids.
 
     `worker` is its whole name, as in the registry and in the jobs' records. The attempt counts; a
     job that has none left fails with worker_lost, one whose cancellation was asked for ends as
@@ -38,4 +41,6 @@ def take_back(redis: Redis, settings: Settings, worker: str) -> list[str]:
         taken.append(job_id.decode())
         count_put_back(model.decode(), CAUSE, result.decode())
         log.warning("took job %s back from %s: %s", job_id.decode(), worker, result.decode())
+    # Last: should Redis go away in between, the jobs are back and the entry expires by itself.
+    retire(redis, worker)
     return taken

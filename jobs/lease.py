@@ -164,8 +164,8 @@ class LeaseClient:
         """Tells the jobs that wait for a model that it is being loaded, `MOST_TOLD` at most.
 
         Those submitted before `tell_loaded` are told, too, while `announce` says the same. Their
-        events show it; they stay queued. Where another worker has the model resident, nobody is
-        told. Returns how many were. Raises `StoreUnavailable` at once when Redis is away.
+        events show it; they stay queued. Where another idle or busy worker has it resident, nobody
+        is told. Returns how many were. Raises `StoreUnavailable` at once when Redis is away.
         """
         seconds = "" if load.eta_seconds is None else load.eta_seconds
         args: list[scripts.Argument] = [model, MOST_TOLD, load.bytes, seconds, WORKER_TTL_SECONDS]
@@ -336,7 +336,9 @@ class LeaseClient:
             if time.monotonic() - self._silent_since < SOCKET_TIMEOUT and self._gives_up():
                 raise StoreUnavailable("Redis did not answer a moment ago")
             try:
-                return operation()
+                result = operation()
+                self._silent_since = -math.inf
+                return result
             except (AuthenticationError, AuthorizationError) as error:
                 raise StoreUnavailable(f"Redis refuses this client: {error}") from error
             except RedisError as error:

@@ -38,9 +38,10 @@ from jobs.submit_batch import SubmitBatch
 from jobs.types import JobRecord, NewJob, Priority, Status
 
 DEFAULT_RETRY_AFTER = 10
-"""Seconds to wait for room in a queue while nothing has finished yet."""
+"""Seconds to wait for room in a queue while no pace is known."""
 
 MAX_RETRY_AFTER = 600
+"""Seconds: room in a queue comes and goes, so whoever waits for it looks again after these."""
 
 _IDEMPOTENCY = ["id", "fingerprint"]
 
@@ -132,8 +133,10 @@ class JobStore:
             case b"conflict":
                 raise IdempotencyConflict(reply[1].decode())
             case b"quota":
-                retry_after = _retry_after(reply[3])
-                raise QuotaExceeded(reply[1].decode(), float(reply[2]), retry_after)
+                quota, wait = reply[1].decode(), _retry_after(reply[3])
+                if quota == "max_queued":
+                    wait = min(wait, MAX_RETRY_AFTER)
+                raise QuotaExceeded(quota, float(reply[2]), wait)
             case b"late":
                 raise DeadlineTooSoon(job.deadline_seconds or 0.0, *map(float, reply[1:]))
             case _:

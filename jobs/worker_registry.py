@@ -69,10 +69,14 @@ class WorkerInfo(BaseModel):
 
 
 def announce(redis: Redis, info: WorkerInfo) -> None:
-    """Writes or refreshes the worker; to be called well within every 30 s."""
+    """Writes or refreshes the worker; to be called well within every 30 s.
+
+    Takes it off the queues that it has served until now and does not any more.
+    """
     served = (*info.models, *info.on_demand)
     queues = [keys.queue_name(model, priority) for model in served for priority in Priority]
     key = keys.worker(info.name)
+    left = _queues_in(redis.hget(key, "queues")) - set(queues)
     pipeline = redis.pipeline(transaction=True)
     pipeline.hset(
         key,
@@ -95,15 +99,17 @@ def announce(redis: Redis, info: WorkerInfo) -> None:
     pipeline.sadd(keys.WORKERS, key)
     for queue in queues:
         pipeline.sadd(keys.workers_of(queue), key)
+    for queue in sorted(left):
+        pipeline.srem(keys.workers_of(queue), key)
     pipeline.execute()
 
 
 def retire(redis: Redis, name: str) -> None:
     """Takes the worker off the list."""
     key = keys.worker(name)
-    queues = redis.hget(key, "queues")
+    queues = _queues_in(redis.hget(key, "queues")) | _queues_with_jobs(redis)
     pipeline = redis.pipeline(transaction=True)
-    for queue in cast("bytes", queues or b"").decode().split(","):
+    for queue in sorted(queues):
         pipeline.srem(keys.workers_of(queue), key)
     pipeline.srem(keys.WORKERS, key)
     pipeline.delete(key)
@@ -112,22 +118,33 @@ def retire(redis: Redis, name: str) -> None:
 
 def forget_dead(redis: Redis) -> None:
     """Takes workers that ended without retiring off RQ's sets, where they would stay for ever."""
-    names = sorted(cast("set[bytes]", redis.smembers(keys.WORKERS)))
     pipeline = redis.pipeline(transaction=False)
+    for worker in sorted(cast("set[bytes]", redis.smembers(keys.WORKERS))):
+        pipeline.hget(worker, "queues")
+    queues = _queues_with_jobs(redis).union(*map(_queues_in, pipeline.execute()))
+    # A list may name one that `keys.WORKERS` has lost.
+    lists = [keys.WORKERS, *(keys.workers_of(queue) for queue in sorted(queues))]
+    for listed in lists:
+        pipeline.smembers(listed)
+    members = dict(zip(lists, pipeline.execute(), strict=True))
+    names = sorted(set[bytes]().union(*members.values()))
     for name in names:
-        pipeline.hget(name, "queues")
         pipeline.exists(name)
-    replies = pipeline.execute()
-    dead = [name for name, lives in zip(names, replies[1::2], strict=True) if not lives]
-    if not dead:
-        return
-    queues = {name.decode() for name in cast("set[bytes]", redis.smembers(keys.QUEUES))}
-    for served in replies[::2]:
-        queues.update((served or b"").decode().split(","))
-    pipeline.srem(keys.WORKERS, *dead)
-    for queue in sorted(queues):
-        pipeline.srem(keys.workers_of(queue), *dead)
+    dead = {name for name, lives in zip(names, pipeline.execute(), strict=True) if not lives}
+    for listed, those in members.items():
+        if those & dead:
+            pipeline.srem(listed, *(those & dead))
     pipeline.execute()
+
+
+def _queues_in(field: Any) -> set[str]:
+    """Of a worker's field `queues`, None where there is no such worker."""
+    return set(field.decode().split(",")) - {""} if field else set()
+
+
+def _queues_with_jobs(redis: Redis) -> set[str]:
+    """Queues that have ever had a job."""
+    return {name.decode() for name in cast("set[bytes]", redis.smembers(keys.QUEUES))}
 
 
 async def list_workers(redis: AsyncRedis) -> list[WorkerInfo]:

@@ -1,13 +1,15 @@
 -- A model is being loaded: told to the jobs that wait for it, those that are next in their lanes
 -- first, and kept for those that come meanwhile (submit.lua). Their records stay as they are.
--- Nobody waits for a load where another worker has the model resident.
+-- Nobody waits for a load where another worker has the model resident and takes jobs.
 -- ARGV: model, most jobs, bytes, seconds or '', seconds for which that is kept
 -- Returns how many were told
 local model, most, bytes, takes = ARGV[1], tonumber(ARGV[2]), ARGV[3], ARGV[4]
 for _, class in ipairs(CLASSES) do
   for _, worker in ipairs(redis.call('SMEMBERS', 'rq:workers:' .. model .. ':' .. class)) do
     local text = redis.call('HGET', worker, 'denoised')
-    for _, resident in ipairs(text and cjson.decode(text).models or {}) do
+    local info = text and cjson.decode(text) or {}
+    local serves = info.state == 'idle' or info.state == 'busy'
+    for _, resident in ipairs(serves and info.models or {}) do
       if resident == model then return 0 end
     end
   end

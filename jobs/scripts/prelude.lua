@@ -207,6 +207,16 @@ local function lane_cost(lane, count, mean)
     + unknown * (mean or 0)
 end
 
+-- Workers that take a queue's jobs. RQ's set names dead ones, too, until the keeper has been by.
+local function living_on(queue)
+  local living = 0
+  for _, worker in ipairs(redis.call('SMEMBERS', 'rq:workers:' .. queue)) do
+    local state = redis.call('HGET', worker, 'state')
+    if state and state ~= 'draining' then living = living + 1 end
+  end
+  return living
+end
+
 -- What is served before the `place`th job of a lane, as `claim` would do it: jobs of this model, and
 -- seconds until then over all workers of the queue, nil until everything in it is measured.
 local function ahead_of(queue, owner, place)
@@ -235,7 +245,7 @@ local function ahead_of(queue, owner, place)
     end
     if urgent == class then break end
   end
-  local workers = redis.call('SCARD', 'rq:workers:' .. queue)
+  local workers = living_on(queue)
   return jobs, workers > 0 and seconds and seconds / workers or nil
 end
 

@@ -4,10 +4,11 @@
 -- After a Redis restart the leases on disk are old while the workers live: nothing is reaped until
 -- the server has been up long enough for every living worker to have beaten its heart. The same holds
 -- after a Redis that was frozen, which shows in that nobody has called this for longer than the
--- patience: leases are then left alone for as long.
+-- patience: leases are then left alone for as long; never for longer, should the clock be set back.
 -- ARGV: lease seconds, most jobs per call, ttl, event ttl, patience in ms
 -- Returns {{id, model, requeued|failed|canceled}, ...}
-local reap_from = tonumber(redis.call('GET', 'denoised:reap_from') or now + ARGV[1] + 1)
+local afresh = now + ARGV[1] + 1
+local reap_from = math.min(tonumber(redis.call('GET', 'denoised:reap_from') or afresh), afresh)
 redis.call('SET', 'denoised:reap_from', string.format('%.6f', reap_from), 'PX', ARGV[5])
 local uptime = tonumber(redis.call('INFO', 'server'):match('uptime_in_seconds:(%d+)'))
 if uptime <= tonumber(ARGV[1]) + 1 then return {} end

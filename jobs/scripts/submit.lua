@@ -37,11 +37,15 @@ end
 local keys_waiting = 0
 for _ in pairs(sharing) do keys_waiting = keys_waiting + 1 end
 
--- Seconds in which one of so many waiting keys gets a job through, at the latest pace.
+-- Seconds in which one of so many waiting keys gets a job through: by what a job of this model takes
+-- and who serves the queue, else at the pace of the latest finishes; '' while neither is known.
 local function pause(share)
+  local _, mean_run = mean_cost(model)
+  local workers = living_on(queue)
+  if mean_run and workers > 0 then return string.format('%.6f', share * mean_run / workers) end
   local finishes = redis.call('LRANGE', 'denoised:finishes', 0, -1)
-  if #finishes == 0 then return '' end
-  return string.format('%.6f', share * (now - tonumber(finishes[#finishes])) / #finishes)
+  if #finishes < 2 then return '' end
+  return string.format('%.6f', share * (finishes[1] - finishes[#finishes]) / (#finishes - 1))
 end
 
 if owner ~= '' then
@@ -49,11 +53,12 @@ if owner ~= '' then
     'max_queued', 'jobs_per_day', 'gpu_seconds_per_day')
   local used = redis.call('HMGET', usage_key(owner), 'jobs', 'gpu_seconds')
   local day_ends = DAY - seconds % DAY
-  for _, rule in ipairs({ { 'max_queued', quota[1], mine, pause(keys_waiting) },
-      { 'jobs_per_day', quota[2], used[1], day_ends },
-      { 'gpu_seconds_per_day', quota[3], used[2], day_ends } }) do
+  for _, rule in ipairs({ { 'max_queued', quota[1], mine },
+      { 'jobs_per_day', quota[2], used[1] },
+      { 'gpu_seconds_per_day', quota[3], used[2] } }) do
     if rule[2] and tonumber(rule[3] or 0) >= tonumber(rule[2]) then
-      return { 'quota', rule[1], rule[2], tostring(rule[4]) }
+      local wait = rule[1] == 'max_queued' and pause(keys_waiting) or tostring(day_ends)
+      return { 'quota', rule[1], rule[2], wait }
     end
   end
 end

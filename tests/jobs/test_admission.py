@@ -17,7 +17,7 @@ from jobs.dead_worker import take_back
 from jobs.errors import DeadlineTooSoon, QueueFull, QuotaExceeded
 from jobs.keeper import Keeper
 from jobs.lease import LeaseClient
-from jobs.store import JobStore
+from jobs.store import MAX_RETRY_AFTER, JobStore
 from jobs.types import (
     Checkpoint,
     ClaimedJob,
@@ -81,6 +81,17 @@ async def test_a_refusal_says_when_there_may_be_room(
     with pytest.raises(QuotaExceeded) as refused:
         await store.submit(make_job(owner=key))
     assert 4 <= refused.value.retry_after <= 5
+
+
+async def test_a_key_is_told_to_look_again_within_ten_minutes_for_a_place(
+    store: JobStore, redis_client: Redis, make_job: MakeJob, key_of: Callable[..., str]
+) -> None:
+    redis_client.rpush("denoised:finishes", 1e6, 1000)
+    key = key_of(max_queued=1)
+    await store.submit(make_job(owner=key))
+    with pytest.raises(QuotaExceeded) as refused:
+        await store.submit(make_job(owner=key))
+    assert refused.value.retry_after == MAX_RETRY_AFTER
 
 
 async def test_a_day_has_its_jobs_and_its_gpu_seconds(
@@ -199,6 +210,44 @@ async def test_a_deadline_that_cannot_be_met_is_refused(
     await store.submit(make_job(deadline_seconds=10.0))
     assert (await store.stats()).queued == 2
     assert redis_client.zcard("denoised:deadlines") == 2
+
+
+@pytest.mark.usefixtures("measured")
+async def test_the_wait_for_a_place_is_what_jobs_take_however_long_nothing_has_finished(
+    store: JobStore,
+    redis_client: Redis,
+    make_job: MakeJob,
+    key_of: Callable[..., str],
+) -> None:
+    """5.5 s a job, and two keys to share that; a second worker halves it."""
+    redis_client.delete("denoised:finishes")
+    redis_client.rpush("denoised:finishes", 1001, 1000)
+    key = key_of(max_queued=1)
+    await store.submit(make_job(owner=key))
+    await store.submit(make_job(owner="other"))
+
+    async def wait_told() -> int:
+        with pytest.raises(QuotaExceeded) as refused:
+            await store.submit(make_job(owner=key))
+        return refused.value.retry_after
+
+    assert await wait_told() == 11
+    info = WorkerInfo(name="v", pid=1, host="h", device="cpu", dtype="float32", models=(MODEL,))
+    announce(redis_client, info)
+    assert await wait_told() == 6
+
+
+@pytest.mark.usefixtures("measured")
+async def test_a_dead_worker_makes_no_deadline_look_possible(
+    store: JobStore, redis_client: Redis, make_job: MakeJob
+) -> None:
+    info = WorkerInfo(name="dead", pid=1, host="h", device="cpu", dtype="float32", models=(MODEL,))
+    announce(redis_client, info)
+    redis_client.delete("rq:worker:dead")
+    await store.submit(make_job())
+    with pytest.raises(DeadlineTooSoon) as refused:
+        await store.submit(make_job(deadline_seconds=9.0))
+    assert refused.value.needed == pytest.approx(4.0 + 5.5)
 
 
 async def test_without_a_measurement_no_deadline_is_refused(

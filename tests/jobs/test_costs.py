@@ -47,12 +47,10 @@ async def run_one(
     assert worker.finish(job, Outcome(status, usage=usage, costs=sample))
 
 
-def serve(redis_client: Redis, *names: str) -> None:
+def serve(redis_client: Redis, *names: str, **changes: Any) -> None:
     for name in names:
-        info = WorkerInfo(
-            name=name, pid=1, host="h", device="cpu", dtype="float32", models=(MODEL,)
-        )
-        announce(redis_client, info)
+        fields: dict[str, Any] = {"pid": 1, "host": "h", "device": "cpu", "dtype": "float32"}
+        announce(redis_client, WorkerInfo(name=name, **fields | {"models": (MODEL,)} | changes))
 
 
 def ahead(record: JobRecord) -> tuple[float, float]:
@@ -158,6 +156,24 @@ async def test_a_queued_job_is_told_when_it_will_start_and_end(
     await store.cancel(second.id)
     [depth] = (await store.stats()).queues
     assert depth.gpu_seconds == pytest.approx(8.0)
+
+
+async def test_only_workers_that_are_there_and_stay_share_what_waits(
+    store: JobStore, redis_client: Redis, make_job: MakeJob, worker: LeaseClient
+) -> None:
+    await run_one(store, worker, make_job)
+    serve(redis_client, "living", "dead", "draining", "failed")
+    await store.submit(make_job(input=request()))
+    second, _ = await store.submit(make_job(input=request()))
+    assert ahead(second)[0] == pytest.approx(4.0 / 4, abs=0.01)
+    redis_client.delete("rq:worker:dead")
+    serve(redis_client, "draining", state="draining")
+    serve(redis_client, "failed", models=())
+    third, _ = await store.submit(make_job(input=request()))
+    assert ahead(third)[0] == pytest.approx(8.0, abs=0.01)
+    redis_client.delete("rq:worker:living")
+    fourth, _ = await store.submit(make_job(input=request()))
+    assert fourth.estimated_start_at is None
 
 
 async def test_jobs_that_came_before_the_first_measurement_count_with_the_mean(

@@ -24,6 +24,7 @@ from jobs.types import (
     Usage,
     Verdict,
 )
+from jobs.worker_registry import WorkerInfo, announce
 
 MODEL = "test-model"
 MakeJob = Callable[..., NewJob]
@@ -91,6 +92,20 @@ async def test_only_the_worker_of_exactly_this_name_loses_its_jobs(
     assert living.report([Progress(kept, Stage.DENOISING, 1, 4)]) == [Verdict.CONTINUE]
     assert living.finish(kept, Outcome(Status.SUCCEEDED))
     assert redis_client.zcard("denoised:wip") == 0
+
+
+def test_a_dead_worker_is_off_every_list_and_the_others_stay(
+    redis_client: Redis, settings: Settings
+) -> None:
+    for name in (DEAD, "here.8.aaaaaa"):
+        announce(
+            redis_client,
+            WorkerInfo(name=name, pid=7, host="h", device="cpu", dtype="float32", models=(MODEL,)),
+        )
+    take_back(redis_client, settings, DEAD)
+    assert redis_client.keys(f"*{DEAD}*") == []
+    for key in redis_client.keys("rq:workers*"):
+        assert redis_client.smembers(key) == {b"rq:worker:here.8.aaaaaa"}
 
 
 async def test_a_cancel_that_the_dead_worker_had_not_heard_is_honoured(

@@ -23,7 +23,7 @@ from jobs.lease import LeaseClient
 from jobs.store import JobStore
 from jobs.types import ClaimedJob, ErrorCode, JobFailure, Outcome, Output, Status, Verdict
 from jobs.worker_registry import WorkerInfo, announce
-from tests.jobs.conftest import MODEL, ClaimOne, Lapse, MakeJob
+from tests.jobs.conftest import MODEL, REAP_FROM, ClaimOne, Lapse, MakeJob
 
 
 async def test_a_lapsed_job_goes_to_the_front_and_says_why(
@@ -212,6 +212,27 @@ async def test_a_frozen_redis_burns_no_attempt(
     assert keeper.run_once().requeued == ()
     assert worker.beat([job]) == [Verdict.CONTINUE]
     assert worker.finish(job, Outcome(Status.SUCCEEDED))
+
+
+async def test_a_clock_that_was_set_back_holds_the_reaper_up_no_longer_than_a_freeze(
+    redis_client: Redis,
+    settings: Settings,
+    claim_one: ClaimOne,
+    keeper: Keeper,
+    lapse: Lapse,
+) -> None:
+    job = await claim_one()
+    lapse(job)
+    now = redis_client.time()[0]
+    redis_client.set(REAP_FROM, now + 86_400)
+    assert keeper.run_once().requeued == ()
+    left = float(redis_client.get(REAP_FROM)) - redis_client.time()[0]
+    assert left <= settings.lease_seconds + 2
+    requeued: tuple[str, ...] = ()
+    while not requeued:
+        requeued = keeper.run_once().requeued
+        time.sleep(0.05)
+    assert requeued == (job.id,)
 
 
 async def test_an_expired_job_leaves_no_key_and_no_blob(

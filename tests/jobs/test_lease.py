@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import socket
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -16,6 +18,7 @@ from redis.exceptions import ConnectionError
 from config.settings import Settings
 from jobs import connections, scripts
 from jobs.connections import connect
+from jobs.embedded_redis import EmbeddedRedis
 from jobs.errors import StoreUnavailable
 from jobs.keeper import Keeper
 from jobs.lease import LeaseClient
@@ -283,20 +286,39 @@ async def test_a_client_that_gives_up_does_not_try_again(settings: Settings) -> 
     client.close()
 
 
+@contextmanager
+def frozen(server: EmbeddedRedis) -> Iterator[None]:
+    os.kill(server.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(server.pid, signal.SIGCONT)
+
+
 @pytest.mark.parametrize("is_leaving", [True, False])
 async def test_a_worker_that_leaves_asks_a_frozen_redis_once(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch, is_leaving: bool
+    settings: Settings,
+    redis_server: EmbeddedRedis,
+    redis_client: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    is_leaving: bool,
 ) -> None:
+    """And asks again once it has answered anybody of the worker."""
     monkeypatch.setattr(connections, "SOCKET_TIMEOUT", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as frozen:
-        url = f"redis://127.0.0.1:{frozen.getsockname()[1]}"
-        client = LeaseClient(url, settings, "leaving", gives_up=lambda: is_leaving)
+    gives_up = is_leaving
+    client = LeaseClient(redis_server.url, settings, "leaving", gives_up=lambda: gives_up)
+    with frozen(redis_server):
         with pytest.raises(StoreUnavailable, match="cannot be reached"):
             client.claim([MODEL], 1, retry_seconds=0)
         later = "did not answer a moment ago" if is_leaving else "cannot be reached"
         with pytest.raises(StoreUnavailable, match=later):
             client.claim([MODEL], 1, retry_seconds=0)
-        client.close()
+    gives_up = False
+    client.retire()
+    gives_up = is_leaving
+    with frozen(redis_server), pytest.raises(StoreUnavailable, match="cannot be reached"):
+        client.claim([MODEL], 1, retry_seconds=0)
+    client.close()
 
 
 async def test_a_claim_given_up_on_is_granted_to_the_next(

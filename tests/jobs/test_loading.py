@@ -8,7 +8,9 @@ from collections.abc import Callable
 import pytest
 from redis import Redis
 
+from config.settings import Settings
 from jobs import keys, lease
+from jobs.dead_worker import take_back
 from jobs.lease import LeaseClient
 from jobs.store import JobStore
 from jobs.types import ModelLoad, NewJob, Priority
@@ -103,16 +105,40 @@ async def test_seconds_are_unknown_before_a_load_was_measured_and_never_negative
         assert loadings(redis_client, job.id) == [{"bytes": 7, "eta_seconds": left}]
 
 
+@pytest.mark.parametrize("state", ["idle", "busy"])
 async def test_nobody_is_told_while_another_worker_has_the_model(
-    store: JobStore, worker: LeaseClient, redis_client: Redis, make_job: MakeJob
+    store: JobStore, worker: LeaseClient, redis_client: Redis, make_job: MakeJob, state: str
 ) -> None:
-    announce(redis_client, info(models=(MODEL,)))
+    announce(redis_client, info(models=(MODEL,), state=state))
     await store.submit(job := make_job())
     assert worker.tell_loading(MODEL, ModelLoad(100, None)) == 0
     await store.submit(later := make_job())
     assert loadings(redis_client, job.id) == loadings(redis_client, later.id) == []
-    announce(redis_client, info(on_demand=(MODEL,)))
+    announce(redis_client, info(on_demand=(MODEL,), state=state))
     assert worker.tell_loading(MODEL, ModelLoad(100, None)) == 2
+
+
+@pytest.mark.parametrize("state", ["starting", "draining"])
+async def test_a_worker_that_takes_no_jobs_keeps_no_load_from_being_told(
+    store: JobStore, worker: LeaseClient, redis_client: Redis, make_job: MakeJob, state: str
+) -> None:
+    announce(redis_client, info(models=(MODEL,), state=state))
+    await store.submit(make_job())
+    assert worker.tell_loading(MODEL, ModelLoad(100, None)) == 1
+
+
+async def test_a_worker_that_was_seen_to_die_keeps_no_load_from_being_told(
+    store: JobStore,
+    worker: LeaseClient,
+    redis_client: Redis,
+    settings: Settings,
+    make_job: MakeJob,
+) -> None:
+    announce(redis_client, dead := info(models=(MODEL,), state="busy"))
+    await store.submit(make_job())
+    assert worker.tell_loading(MODEL, ModelLoad(100, None)) == 0
+    take_back(redis_client, settings, dead.name)
+    assert worker.tell_loading(MODEL, ModelLoad(100, None)) == 1
 
 
 async def test_what_a_dead_worker_was_loading_is_forgotten_and_a_living_one_keeps_it(

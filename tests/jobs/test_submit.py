@@ -15,7 +15,7 @@ from jobs import scripts
 from jobs.errors import IdempotencyConflict, JobNotFound, QueueFull, StoreUnavailable
 from jobs.lease import LeaseClient
 from jobs.store import DEFAULT_RETRY_AFTER, JobStore
-from jobs.types import NewJob, Outcome, Priority, Status
+from jobs.types import NewJob, Priority, Status
 
 MakeJob = Callable[..., NewJob]
 MakeSettings = Callable[..., Settings]
@@ -95,29 +95,24 @@ async def test_a_full_queue_refuses_and_stores_nothing(
         await store.get(refused.id)
 
 
-async def test_the_wait_for_room_follows_the_measured_rate(
-    redis: AsyncRedis,
-    redis_client: Redis,
-    make_settings: MakeSettings,
-    make_job: MakeJob,
-    worker: LeaseClient,
+async def test_the_wait_for_room_follows_the_pace_of_the_latest_finishes(
+    redis: AsyncRedis, redis_client: Redis, make_settings: MakeSettings, make_job: MakeJob
 ) -> None:
+    """However long ago they were: the time since then is nobody's service."""
     store = JobStore(redis, make_settings(max_queued_jobs=1))
     await store.submit(make_job())
-    [job] = worker.claim([job_model(make_job)], 1)
-    assert worker.finish(job, Outcome(Status.SUCCEEDED))
-    await store.submit(make_job())
 
-    async def wait_told(seconds_ago: float) -> int:
-        seconds, micros = redis_client.time()
-        redis_client.lset("denoised:finishes", 0, f"{seconds + micros / 1e6 - seconds_ago:.6f}")
+    async def wait_told(*finishes: float) -> int:
+        redis_client.delete("denoised:finishes")
+        redis_client.rpush("denoised:finishes", *finishes)
         with pytest.raises(QueueFull) as refusal:
             await store.submit(make_job())
         return refusal.value.retry_after
 
-    assert await wait_told(0.0) == 1
-    assert await wait_told(41.5) == 42
-    assert await wait_told(1e6) == 600
+    assert await wait_told(1000.0) == DEFAULT_RETRY_AFTER, "one finish is no pace"
+    assert await wait_told(1000.0, 1000.0) == 1
+    assert await wait_told(1083.0, 1041.5, 1000.0) == 42
+    assert await wait_told(1e6, 1000.0) == 600
 
 
 def job_model(make_job: MakeJob) -> str:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from jobs.lease import LeaseClient
-from jobs.worker_registry import WORKER_TTL_SECONDS, WorkerInfo, announce, list_workers, retire
+from jobs.store import JobStore
+from jobs.types import NewJob
+from jobs.worker_registry import (
+    WORKER_TTL_SECONDS,
+    WorkerInfo,
+    announce,
+    forget_dead,
+    list_workers,
+    retire,
+)
 
 
 def info(**changes: Any) -> WorkerInfo:
@@ -46,6 +57,35 @@ async def test_a_worker_that_retires_is_gone_at_once(
     retire(redis_client, "worker-a")
     assert await list_workers(redis) == []
     assert redis_client.keys("*") == []
+
+
+@pytest.mark.parametrize("kept", [("test-model",), ()])
+async def test_a_worker_is_off_the_queues_of_a_model_that_it_serves_no_more(
+    redis_client: Redis, kept: tuple[str, ...]
+) -> None:
+    announce(redis_client, info(models=("test-model",), on_demand=("broken",)))
+    announce(redis_client, info(name="worker-b", models=("broken",)))
+    announce(redis_client, info(models=kept))
+    assert redis_client.smembers("rq:workers:broken:standard") == {b"rq:worker:worker-b"}
+    on_it = {b"rq:worker:worker-a"} if kept else set()
+    assert redis_client.smembers("rq:workers:test-model:standard") == on_it
+    assert redis_client.smembers("rq:workers") == {b"rq:worker:worker-a", b"rq:worker:worker-b"}
+
+
+@pytest.mark.parametrize("by", [forget_dead, lambda client: retire(client, "worker-a")])
+async def test_a_worker_whose_entry_had_expired_is_taken_off_the_lists_it_is_still_on(
+    store: JobStore,
+    redis_client: Redis,
+    make_job: Callable[..., NewJob],
+    by: Callable[[Redis], None],
+) -> None:
+    """Frozen for longer than its entry lives, it forgot what it had served before."""
+    await store.submit(make_job())
+    announce(redis_client, info())
+    redis_client.delete("rq:worker:worker-a")
+    redis_client.srem("rq:workers", "rq:worker:worker-a")
+    by(redis_client)
+    assert redis_client.keys("rq:workers*:standard") == []
 
 
 async def test_a_silent_worker_falls_off_the_list(redis_client: Redis, redis: AsyncRedis) -> None:
