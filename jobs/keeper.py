@@ -1,7 +1,8 @@
 """The keeper: takes jobs back from dead workers, forgets what has expired, sweeps stray blobs.
 
 Any number may run; every decision is a script, so two keepers never do the same thing twice. One
-process per machine runs it in a loop (`denoised keeper`).
+process per machine runs it in a loop (`denoised keeper`). Jobs are taken back in one thread and the
+rest is done in another, so that no disk, however full or slow, holds up the former.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar, cast
@@ -31,6 +32,9 @@ BATCH = 100
 
 PARTIAL_SECONDS = 3600.0
 """An upload that has not grown for this long was broken off."""
+
+LEAVE_SECONDS = 2.0
+"""A keeper that is told to stop waits so long for its cleaning; the next one finishes it."""
 
 T = TypeVar("T")
 
@@ -71,19 +75,18 @@ class Keeper:
         self._next_sweep = 0.0
 
     def run(self, stop: threading.Event) -> None:
-        """Rounds every `settings.reap_seconds` until `stop` is set; rides out a missing Redis."""
-        away = False
-        while not stop.is_set():
-            try:
-                self.run_once()
-                away = False
-            except RedisError as error:
-                if not away:
-                    log.warning("the keeper waits for Redis: %s", error)
-                away = True
-            except OSError as error:
-                log.error("the keeper cannot clean the blob store: %s", error)
-            stop.wait(self._settings.reap_seconds)
+        """Reaps and cleans every `settings.reap_seconds` until `stop` is set.
+
+        Rides out a missing Redis and a disk that cannot be cleaned.
+        """
+        # Beside the reaping and not between it: a walk over the folders of a day of a million jobs
+        # takes a minute, a disk that hangs takes any time, and a dead worker's jobs wait meanwhile.
+        cleaning = threading.Thread(
+            target=self._repeat, args=(self._try_to_clean, stop), name="cleaning", daemon=True
+        )
+        cleaning.start()
+        self._repeat(self._reap, stop)
+        cleaning.join(LEAVE_SECONDS)
 
     def run_once(self) -> KeeperReport:
         """One round: reap, expire, and when it is time, sweep."""
@@ -96,6 +99,27 @@ class Keeper:
             expired=expired,
             orphans=orphans,
         )
+
+    def _repeat(self, work: Callable[[], object], stop: threading.Event) -> None:
+        away = False
+        while not stop.is_set():
+            try:
+                work()
+                away = False
+            except RedisError as error:
+                if not away:
+                    log.warning("the keeper waits for Redis: %s", error)
+                away = True
+            stop.wait(self._settings.reap_seconds)
+
+    def _try_to_clean(self) -> None:
+        try:
+            self._clean()
+        except RedisError:
+            raise
+        except Exception:
+            # Nobody would notice the end of this thread before the disk is full.
+            log.exception("the keeper cannot clean up")
 
     def _clean(self) -> tuple[int, int]:
         """Expires, and when it is time, sweeps; returns how many jobs and how many strays went."""

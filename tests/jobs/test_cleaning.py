@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -15,7 +17,10 @@ from jobs.keeper import Keeper
 from jobs.lease import LeaseClient
 from jobs.store import JobStore
 from jobs.types import Outcome, Status
-from tests.jobs.conftest import ClaimOne, MakeJob
+from tests.jobs.conftest import MODEL, ClaimOne, Lapse, MakeJob
+
+# Reached only when something is broken.
+PATIENCE_SECONDS = 30.0
 
 
 class SickDisk(FileBlobStore):
@@ -29,6 +34,20 @@ class SickDisk(FileBlobStore):
         super().delete_prefix(prefix)
 
 
+class HeldDisk(FileBlobStore):
+    """A disk whose folders are not listed before `open` is set; `waiting` tells of a walk."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings.blob_dir)
+        self.open = threading.Event()
+        self.waiting = threading.Event()
+
+    def executions(self) -> Iterator[ExecutionBlobs]:
+        self.waiting.set()
+        assert self.open.wait(PATIENCE_SECONDS)
+        return super().executions()
+
+
 class UnreadableDisk(FileBlobStore):
     """A disk that cannot be walked over; counts how often that was tried."""
 
@@ -37,6 +56,46 @@ class UnreadableDisk(FileBlobStore):
     def executions(self) -> Iterator[ExecutionBlobs]:
         self.walks += 1
         raise OSError(5, "Input/output error")
+
+
+async def test_jobs_are_taken_back_while_a_walk_over_the_folders_goes_on(
+    redis_client: Redis,
+    settings: Settings,
+    store: JobStore,
+    make_job: MakeJob,
+    worker: LeaseClient,
+    keeper: Keeper,
+    lapse: Lapse,
+) -> None:
+    stop = threading.Event()
+    disk = HeldDisk(settings)
+    stray = f"jobs/{make_job().id}/execution/0.png"
+    disk.put(stray, b"png")
+    os.utime(disk.path(stray).parent, (1, 1))
+    thread = threading.Thread(target=Keeper(redis_client, settings, disk).run, args=(stop,))
+    thread.start()
+    try:
+        assert disk.waiting.wait(PATIENCE_SECONDS)
+        await store.submit(make_job())
+        # One round after another, not only the one that the walk began in.
+        for attempt in (1, 2, 3):
+            [job] = worker.claim([MODEL], 1)
+            assert job.attempt == attempt
+            lapse(job)
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while (await store.get(job.id)).status is Status.RUNNING:
+                assert time.monotonic() < deadline, "the job was not taken back"
+                time.sleep(0.01)
+        assert disk.path(stray).exists()
+        disk.open.set()
+        while disk.path(stray).exists():
+            assert time.monotonic() < deadline, "the walk did not go on"
+            time.sleep(0.01)
+    finally:
+        disk.open.set()
+        stop.set()
+        thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive()
 
 
 async def test_what_cannot_be_removed_is_tried_again_after_all_others(
@@ -102,6 +161,23 @@ def test_a_walk_that_failed_is_not_begun_anew_each_round(
         keeper.run_once()
     keeper.run_once()
     assert disk.walks == 1
+
+
+def test_a_walk_that_fails_does_not_end_the_cleaning(
+    redis_client: Redis, settings: Settings
+) -> None:
+    stop = threading.Event()
+    disk = UnreadableDisk(settings.blob_dir)
+    keeper = Keeper(redis_client, settings, disk, sweep_seconds=0)
+    thread = threading.Thread(target=keeper.run, args=(stop,))
+    thread.start()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while disk.walks < 3:
+        assert time.monotonic() < deadline, "no walk was begun again"
+        time.sleep(0.01)
+    stop.set()
+    thread.join(PATIENCE_SECONDS)
+    assert not thread.is_alive()
 
 
 @pytest.mark.parametrize("stranger", [".snapshot", "@eaDir", "lost+found"])
