@@ -32,7 +32,7 @@ PART_SUFFIX = ".part"
 
 def output_key(job_id: str, execution_id: str, index: int, extension: str) -> str:
     """The key of one output; `extension` without its dot."""
-    return f"{JOBS}/{job_id}/{execution_id}/{index}.{extension}"
+    return f"{execution_prefix(job_id, execution_id)}/{index}.{extension}"
 
 
 def input_key(job_id: str, field: str, index: int | None = None) -> str:
@@ -54,6 +54,11 @@ def variant_key(key: str, name: str) -> str:
 def job_prefix(job_id: str) -> str:
     """The prefix of everything a job has stored."""
     return f"{JOBS}/{job_id}"
+
+
+def execution_prefix(job_id: str, execution_id: str) -> str:
+    """The prefix of the outputs that one execution has stored."""
+    return f"{job_prefix(job_id)}/{execution_id}"
 
 
 @dataclass(frozen=True)
@@ -225,7 +230,7 @@ class FileBlobStore:
     def _executions_of(self, job: str) -> list[ExecutionBlobs]:
         found = []
         for execution in _folders(self._root / JOBS / job):
-            prefix = f"{JOBS}/{job}/{execution}"
+            prefix = execution_prefix(job, execution)
             if not _is_key(prefix):
                 continue
             try:
