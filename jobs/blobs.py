@@ -8,6 +8,7 @@ uploads in `files/<blob id>`.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import re
@@ -17,6 +18,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
+
+log = logging.getLogger(__name__)
 
 KEY = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
 MAX_KEY_CHARS = 512
@@ -29,7 +32,7 @@ PART_SUFFIX = ".part"
 
 def output_key(job_id: str, execution_id: str, index: int, extension: str) -> str:
     """The key of one output; `extension` without its dot."""
-    return f"{JOBS}/{job_id}/{execution_id}/{index}.{extension}"
+    return f"{execution_prefix(job_id, execution_id)}/{index}.{extension}"
 
 
 def input_key(job_id: str, field: str, index: int | None = None) -> str:
@@ -51,6 +54,11 @@ def variant_key(key: str, name: str) -> str:
 def job_prefix(job_id: str) -> str:
     """The prefix of everything a job has stored."""
     return f"{JOBS}/{job_id}"
+
+
+def execution_prefix(job_id: str, execution_id: str) -> str:
+    """The prefix of the outputs that one execution has stored."""
+    return f"{job_prefix(job_id)}/{execution_id}"
 
 
 @dataclass(frozen=True)
@@ -149,6 +157,8 @@ class FileBlobStore:
         except FileNotFoundError:
             return
         for name in found:
+            if not (name.startswith(".") or _is_key(name)):
+                continue
             path = self._root / FILES / name
             try:
                 yield UploadBlob(name, path, path.stat().st_mtime)
@@ -168,7 +178,7 @@ class FileBlobStore:
 
     def path(self, key: str) -> Path:
         """Where the blob lies, or would."""
-        if len(key) > MAX_KEY_CHARS or KEY.fullmatch(key) is None:
+        if not _is_key(key):
             raise ValueError(f"{key[:64]!r} is not a blob key")
         return self._root / key
 
@@ -202,16 +212,37 @@ class FileBlobStore:
         return [f"{prefix}/{name}" for name in names if not name.startswith(".")]
 
     def executions(self) -> Iterator[ExecutionBlobs]:
-        """Every execution that has stored anything, for the keeper."""
-        jobs = self._root / JOBS
-        for job in _folders(jobs):
-            for execution in _folders(jobs / job):
-                folder = jobs / job / execution
-                try:
-                    modified = folder.stat().st_mtime
-                except FileNotFoundError:
-                    continue
-                yield ExecutionBlobs(job, execution, f"{JOBS}/{job}/{execution}", modified)
+        """Every execution that has stored anything, for the keeper.
+
+        What has no key's name is not ours (a file server's `.snapshot` or `@eaDir`); a job's folder
+        that cannot be read is logged and left out.
+        """
+        for job in _folders(self._root / JOBS):
+            if not _is_key(job):
+                continue
+            try:
+                found = self._executions_of(job)
+            except OSError as error:
+                log.error("cannot read %s: %s", job_prefix(job), error)
+                continue
+            yield from found
+
+    def _executions_of(self, job: str) -> list[ExecutionBlobs]:
+        found = []
+        for execution in _folders(self._root / JOBS / job):
+            prefix = execution_prefix(job, execution)
+            if not _is_key(prefix):
+                continue
+            try:
+                modified = self.path(prefix).stat().st_mtime
+            except FileNotFoundError:
+                continue
+            found.append(ExecutionBlobs(job, execution, prefix, modified))
+        return found
+
+
+def _is_key(name: str) -> bool:
+    return len(name) <= MAX_KEY_CHARS and KEY.fullmatch(name) is not None
 
 
 def _folders(path: Path) -> list[str]:

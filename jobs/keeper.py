@@ -1,7 +1,8 @@
 """The keeper: takes jobs back from dead workers, forgets what has expired, sweeps stray blobs.
 
 Any number may run; every decision is a script, so two keepers never do the same thing twice. One
-process per machine runs it in a loop (`denoised keeper`).
+process per machine runs it in a loop (`denoised keeper`). Jobs are taken back in one thread and the
+rest is done in another, so that no disk, however full or slow, holds up the former.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ import logging
 import math
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from itertools import islice
+from typing import TypeVar, cast
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -31,6 +33,11 @@ BATCH = 100
 PARTIAL_SECONDS = 3600.0
 """An upload that has not grown for this long was broken off."""
 
+LEAVE_SECONDS = 2.0
+"""A keeper that is told to stop waits so long for its cleaning; the next one finishes it."""
+
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class KeeperReport:
@@ -48,7 +55,7 @@ class Keeper:
 
     `orphan_grace_seconds`: how long blobs of a fenced-off execution are left alone;
     `sweep_seconds`: least time between two walks over the blob store, the listings and the list of
-    workers.
+    workers, and until files that could not be removed are tried again.
     """
 
     def __init__(
@@ -68,30 +75,23 @@ class Keeper:
         self._next_sweep = 0.0
 
     def run(self, stop: threading.Event) -> None:
-        """Rounds every `settings.reap_seconds` until `stop` is set; rides out a missing Redis."""
-        away = False
-        while not stop.is_set():
-            try:
-                self.run_once()
-                away = False
-            except RedisError as error:
-                if not away:
-                    log.warning("the keeper waits for Redis: %s", error)
-                away = True
-            except OSError as error:
-                log.error("the keeper cannot clean the blob store: %s", error)
-            stop.wait(self._settings.reap_seconds)
+        """Reaps and cleans every `settings.reap_seconds` until `stop` is set.
+
+        Rides out a missing Redis and a disk that cannot be cleaned.
+        """
+        # Beside the reaping and not between it: a walk over the folders of a day of a million jobs
+        # takes a minute, a disk that hangs takes any time, and a dead worker's jobs wait meanwhile.
+        cleaning = threading.Thread(
+            target=self._repeat, args=(self._try_to_clean, stop), name="cleaning", daemon=True
+        )
+        cleaning.start()
+        self._repeat(self._reap, stop)
+        cleaning.join(LEAVE_SECONDS)
 
     def run_once(self) -> KeeperReport:
         """One round: reap, expire, and when it is time, sweep."""
         settled = self._reap()
-        expired = self._expire()
-        orphans = 0
-        if time.monotonic() >= self._next_sweep:
-            orphans = self._sweep() + self._sweep_uploads()
-            self._forget_listed()
-            forget_dead(self._redis)
-            self._next_sweep = time.monotonic() + self._sweep_seconds
+        expired, orphans = self._clean()
         return KeeperReport(
             requeued=tuple(settled["requeued"]),
             failed=tuple(settled["failed"]),
@@ -99,6 +99,42 @@ class Keeper:
             expired=expired,
             orphans=orphans,
         )
+
+    def _repeat(self, work: Callable[[], object], stop: threading.Event) -> None:
+        away = False
+        while not stop.is_set():
+            try:
+                work()
+                away = False
+            except RedisError as error:
+                if not away:
+                    log.warning("the keeper waits for Redis: %s", error)
+                away = True
+            stop.wait(self._settings.reap_seconds)
+
+    def _try_to_clean(self) -> None:
+        try:
+            self._clean()
+        except RedisError:
+            raise
+        except Exception:
+            # Nobody would notice the end of this thread before the disk is full.
+            log.exception("the keeper cannot clean up")
+
+    def _clean(self) -> tuple[int, int]:
+        """Expires, and when it is time, sweeps; returns how many jobs and how many strays went."""
+        expired = self._expire()
+        orphans = 0
+        if time.monotonic() >= self._next_sweep:
+            try:
+                # First what needs no disk.
+                self._forget_listed()
+                forget_dead(self._redis)
+                orphans = self._sweep() + self._sweep_uploads()
+            finally:
+                # After a failure, too: the walk is too long to be begun anew each round.
+                self._next_sweep = time.monotonic() + self._sweep_seconds
+        return expired, orphans
 
     def _reap(self) -> dict[str, list[str]]:
         settings = self._settings
@@ -121,48 +157,76 @@ class Keeper:
         """Removes blobs first: a crash in between leaves the id due, not the files forgotten."""
         now = self._redis_now()
         rows = self._redis.zrangebyscore(keys.EXPIRY, "-inf", now, start=0, num=BATCH)
-        due = [job_id.decode() for job_id in cast("list[bytes]", rows)]
-        if not due:
-            return 0
-        for job_id in due:
-            # A stranger's id that is no key has no blobs, and must not stop the keeper.
-            with suppress(ValueError):
-                self._blobs.delete_prefix(job_prefix(job_id))
-        return int(scripts.run(self._redis, scripts.EXPIRE, due))
+        gone: list[bytes] = []
+        stuck: dict[bytes, OSError] = {}
+        for job_id in cast("list[bytes]", rows):
+            try:
+                self._blobs.delete_prefix(job_prefix(job_id.decode()))
+            except ValueError:
+                # A stranger's id that is no key has no blobs, and must not stop the keeper.
+                pass
+            except OSError as error:
+                stuck[job_id] = error
+                continue
+            gone.append(job_id)
+        if stuck:
+            first, reason = next(iter(stuck.items()))
+            log.error(
+                "the keeper cannot remove the files of %d job(s), first %s: %s",
+                len(stuck),
+                first.decode(),
+                reason,
+            )
+            # What is due first is looked at first: left in place, these would keep out the others.
+            # One that was put back to work meanwhile is not due again, or later.
+            later = now + self._sweep_seconds
+            self._redis.zadd(keys.EXPIRY, dict.fromkeys(stuck, later), xx=True, gt=True)
+        return int(scripts.run(self._redis, scripts.EXPIRE, gone)) if gone else 0
 
     def _sweep(self) -> int:
         """Removes blobs of executions that can no longer finish."""
         now = self._blobs.now()
         old = now - self._orphan_grace_seconds
         # A running job's folder of checkpoints is never old: its worker writes there all the time.
-        candidates = [
+        candidates = (
             found
             for found in self._blobs.executions()
             if found.modified <= old or found.execution_id == checkpoints.CHECKPOINTS
-        ]
+        )
         removed = 0
-        for start in range(0, len(candidates), BATCH):
-            part = candidates[start : start + BATCH]
-            listed = [
-                self._blobs.keys_in(found.prefix)
-                if found.execution_id == checkpoints.CHECKPOINTS
-                else []
-                for found in part
-            ]
+        for part in _batches(candidates):
+            listed = [self._checkpoints_in(found) for found in part]
             pipeline = self._redis.pipeline(transaction=False)
             for found in part:
                 pipeline.hmget(keys.job(found.job_id), [*checkpoints.FIELDS, "last_exec"])
-            replies = pipeline.execute()
-            for found, stored, (*fields, last_exec) in zip(part, listed, replies, strict=True):
-                status, execution, _ = fields
-                if found.execution_id == checkpoints.CHECKPOINTS and status is not None:
-                    removed += checkpoints.sweep_checkpoints(
-                        self._blobs, found, stored, fields, is_old=found.modified <= old
-                    )
-                elif self._is_orphan(found, [status, execution, last_exec], now):
-                    self._blobs.delete_prefix(found.prefix)
-                    removed += 1
+            for found, stored, fields in zip(part, listed, pipeline.execute(), strict=True):
+                try:
+                    removed += self._sweep_folder(found, stored, fields, now)
+                except OSError as error:
+                    log.error("the keeper cannot clean %s: %s", found.prefix, error)
         return removed
+
+    def _checkpoints_in(self, found: ExecutionBlobs) -> list[str]:
+        if found.execution_id != checkpoints.CHECKPOINTS:
+            return []
+        try:
+            return self._blobs.keys_in(found.prefix)
+        except OSError as error:
+            log.error("the keeper cannot read %s: %s", found.prefix, error)
+            return []
+
+    def _sweep_folder(
+        self, found: ExecutionBlobs, stored: list[str], fields: list[bytes | None], now: float
+    ) -> int:
+        *known, last_exec = fields
+        status, execution, _ = known
+        if found.execution_id == checkpoints.CHECKPOINTS and status is not None:
+            is_old = found.modified <= now - self._orphan_grace_seconds
+            return checkpoints.sweep_checkpoints(self._blobs, found, stored, known, is_old=is_old)
+        if not self._is_orphan(found, [status, execution, last_exec], now):
+            return 0
+        self._blobs.delete_prefix(found.prefix)
+        return 1
 
     def _is_orphan(self, found: ExecutionBlobs, fields: list[bytes | None], now: float) -> bool:
         status, *executions = fields
@@ -182,17 +246,20 @@ class Keeper:
         """Removes uploads whose time is over, and what broken ones have left."""
         now = self._blobs.now()
         old = now - self._orphan_grace_seconds
-        candidates = [found for found in self._blobs.uploads() if found.modified <= old]
+        candidates = (found for found in self._blobs.uploads() if found.modified <= old)
         removed = 0
-        for start in range(0, len(candidates), BATCH):
-            part = candidates[start : start + BATCH]
+        for part in _batches(candidates):
             pipeline = self._redis.pipeline(transaction=False)
             for found in part:
                 pipeline.hget(keys.file(found.file_id), "blob")
             for found, blob in zip(part, pipeline.execute(), strict=True):
-                if self._is_stray(found, blob, now):
+                if not self._is_stray(found, blob, now):
+                    continue
+                try:
                     found.path.unlink(missing_ok=True)
                     removed += 1
+                except OSError as error:
+                    log.error("the keeper cannot remove %s: %s", found.name, error)
         return removed
 
     def _forget_listed(self) -> None:
@@ -229,3 +296,9 @@ class Keeper:
     def _redis_now(self) -> float:
         seconds, microseconds = self._redis.time()
         return float(seconds) + float(microseconds) / 1e6
+
+
+def _batches(items: Iterable[T]) -> Iterable[list[T]]:
+    iterator = iter(items)
+    while part := list(islice(iterator, BATCH)):
+        yield part

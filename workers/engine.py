@@ -314,8 +314,6 @@ class Engine:
         """Settle what has been stored since the last look."""
         for stored in self._storing.collect():
             member = stored.member
-            if member.job.execution_id not in self._members:
-                continue
             outputs = stored.outputs.result()
             if isinstance(outputs, Exception):
                 self._fail(member, Stage.STORING, outputs)
@@ -382,6 +380,7 @@ class Engine:
         self._members.pop(member.job.execution_id, None)
         self._checkpoints.forget(member.job)
         self._reading.discard(member)
+        self._storing.discard(member)
         self._unfinished.discard(member.job.execution_id)
         self._finished.discard(member.job.execution_id)
         self._parking.discard(member)

@@ -71,6 +71,10 @@ class PatientBlobs:
         """Store `data` under `key`. Raises OSError when it still fails at the end of that time."""
         self._patience.with_retries(lambda: self._blobs.put(key, data))
 
+    def delete_prefix(self, prefix: str) -> None:
+        """Remove everything below `prefix`. Raises OSError at the first try."""
+        self._blobs.delete_prefix(prefix)
+
 
 class PatientReads:
     """Reads from `blobs` with `patience`. It writes and removes at the first try or not at all: a

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol
 
-from jobs.blobs import output_key, variant_key
+import structlog
+
+from jobs.blobs import execution_prefix, output_key, variant_key
 from jobs.types import ClaimedJob, Output
-from models.pipeline import Clip
+from models.pipeline import Clip, KeepGoing, to_the_end
 from workers.outputs import CONTENT_TYPES, encode
 from workers.thumbnails import variants
 from workers.video_outputs import CLIP_CONTENT_TYPES, encode_clip
@@ -19,12 +21,17 @@ from workers.video_outputs import CLIP_CONTENT_TYPES, encode_clip
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+log = structlog.get_logger(__name__)
+
 
 class BlobSink(Protocol):
     """Where result files go; `jobs.blobs.FileBlobStore` is one."""
 
     def put(self, key: str, data: bytes) -> object:
         """Store `data` under `key`. Raises OSError when that fails."""
+
+    def delete_prefix(self, prefix: str) -> object:
+        """Remove everything below `prefix`. Raises OSError when that fails."""
 
 
 class RecipeSource(Protocol):
@@ -41,17 +48,35 @@ class ResultWriter:
         self._blobs = blobs
         self._recipes = recipes
 
-    def write(self, job: ClaimedJob, media: Sequence[Image] | Clip) -> tuple[Output, ...]:
+    def write(
+        self,
+        job: ClaimedJob,
+        media: Sequence[Image] | Clip,
+        keep_going: KeepGoing = to_the_end,
+    ) -> tuple[Output, ...]:
         """Encode and store all pictures of `job`, or its clip, with their variants.
 
         Keys are `jobs/<job>/<execution>/<n>.<format>` and `<n>.<variant>.jpg` beside it. An attempt
-        has keys of its own, so that one that lost its lease overwrites nothing.
+        has keys of its own, so that one that lost its lease overwrites nothing. `keep_going` is
+        called before each file.
         """
         if isinstance(media, Clip):
-            return (self._write_clip(job, media),)
-        return tuple(self._write_picture(job, index, image) for index, image in enumerate(media))
+            return (self._write_clip(job, media, keep_going),)
+        return tuple(
+            self._write_picture(job, index, image, keep_going) for index, image in enumerate(media)
+        )
 
-    def _write_picture(self, job: ClaimedJob, index: int, image: Image) -> Output:
+    def remove(self, job: ClaimedJob) -> None:
+        """Remove what `write` has left of this attempt at `job`; what stays is logged."""
+        prefix = execution_prefix(job.id, job.execution_id)
+        try:
+            self._blobs.delete_prefix(prefix)
+        except OSError as error:
+            log.warning("cannot remove an unwanted result", job=job.id, reason=error.strerror)
+
+    def _write_picture(
+        self, job: ClaimedJob, index: int, image: Image, keep_going: KeepGoing
+    ) -> Output:
         output_format = job.input["output_format"]
         recipe = self._recipes[job.model].of(job, index)
         data = encode(image, output_format, quality=job.input["output_quality"], recipe=recipe)
@@ -60,13 +85,14 @@ class ResultWriter:
             index,
             image,
             data,
+            keep_going,
             content_type=CONTENT_TYPES[output_format],
             width=image.width,
             height=image.height,
             seed=recipe["input"]["seed"],
         )
 
-    def _write_clip(self, job: ClaimedJob, clip: Clip) -> Output:
+    def _write_clip(self, job: ClaimedJob, clip: Clip, keep_going: KeepGoing) -> Output:
         output_format = job.input["output_format"]
         recipe = self._recipes[job.model].of(job, 0)
         file = encode_clip(clip, output_format, quality=job.input["output_quality"], recipe=recipe)
@@ -75,6 +101,7 @@ class ResultWriter:
             0,
             clip,
             file.data,
+            keep_going,
             content_type=CLIP_CONTENT_TYPES[output_format],
             width=file.width,
             height=file.height,
@@ -86,12 +113,20 @@ class ResultWriter:
         )
 
     def _store(
-        self, job: ClaimedJob, index: int, medium: Image | Clip, data: bytes, **facts: Any
+        self,
+        job: ClaimedJob,
+        index: int,
+        medium: Image | Clip,
+        data: bytes,
+        keep_going: KeepGoing,
+        **facts: Any,
     ) -> Output:
         key = output_key(job.id, job.execution_id, index, job.input["output_format"])
+        keep_going()
         self._blobs.put(key, data)
         small = variants(medium)
         for name, jpeg in small.items():
+            keep_going()
             self._blobs.put(variant_key(key, name), jpeg)
         return Output(
             key=key,

@@ -2,10 +2,12 @@
 
 The engine puts a decoded job in and collects, between two steps, what has been stored since, in the
 order of decoding. A disk that takes nothing any more is noticed here, since the engine goes on.
+What nobody wants any more leaves no files: its job may be deleted, and nothing else remove them.
 """
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -14,6 +16,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from jobs.types import Output
+from models.errors import Cancelled
 from models.pipeline import Clip
 from workers.background import Background
 from workers.failures import attempt
@@ -36,13 +39,15 @@ class StoringStuck(Exception):
 class Storing:
     """One job's results; times are seconds of the engine's clock.
 
-    `outputs` resolves to what was stored or to the exception that prevented it.
+    `outputs` resolves to what was stored or to the exception that prevented it. While `unwanted` is
+    set, no further file is begun.
     """
 
     member: Member
     outputs: Future[tuple[Output, ...] | Exception]
     decoding_since: float
     storing_since: float
+    unwanted: threading.Event
 
 
 class StoringQueue:
@@ -72,18 +77,40 @@ class StoringQueue:
 
     def put(self, member: Member, media: list[Image] | Clip, *, decoding_since: float) -> None:
         """Have the media encoded and stored."""
-        write = partial(self._results.write, member.job, media)
+        unwanted = threading.Event()
+
+        def keep_going() -> None:
+            if unwanted.is_set():
+                raise Cancelled
+
+        write = partial(self._results.write, member.job, media, keep_going)
         outputs = self._background.submit(lambda: attempt(write))
-        self._queue.append(Storing(member, outputs, decoding_since, self._clock()))
+        now = self._clock()
+        self._queue.append(Storing(member, outputs, decoding_since, now, unwanted))
+
+    def discard(self, member: Member) -> None:
+        """Nobody wants the results of `member`: no more of its files are written, and those there
+        are removed.
+
+        What was collected is left alone, since its job may have succeeded with it.
+        """
+        for storing in self._queue:
+            if storing.member is member and not storing.unwanted.is_set():
+                storing.unwanted.set()
+                if not storing.outputs.cancel():
+                    # Behind the write in the same thread: no file can come after it.
+                    self._background.submit(partial(self._results.remove, member.job))
 
     def collect(self) -> list[Storing]:
-        """What has been stored, or has failed to be, since the last call.
+        """What has been stored, or has failed to be, since the last call, and is wanted.
 
         Raises StoringStuck.
         """
         done = []
         while self._queue and self._queue[0].outputs.done():
-            done.append(self._queue.popleft())
+            storing = self._queue.popleft()
+            if not storing.unwanted.is_set():
+                done.append(storing)
             self._last_stored_at = self._clock()
         if self._queue:
             since = max(self._queue[0].storing_since, self._last_stored_at)

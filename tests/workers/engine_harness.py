@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -179,6 +180,24 @@ class MemoryBlobs(dict[str, bytes]):
 
     def delete(self, key: str) -> None:
         self.pop(key, None)
+
+    def delete_prefix(self, prefix: str) -> None:
+        for key in [key for key in self if key.startswith(f"{prefix}/")]:
+            del self[key]
+
+
+class HeldBlobs(MemoryBlobs):
+    """A disk that takes files only while `open` is set; `waiting` tells that one is at the door."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = threading.Event()
+        self.waiting = threading.Event()
+
+    def put(self, key: str, data: bytes) -> None:
+        self.waiting.set()
+        assert self.open.wait(PATIENCE_SECONDS)
+        super().put(key, data)
 
 
 class MemoryRecorder:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import io
-import threading
 
 import av
 import numpy as np
 import pytest
 from engine_harness import (
-    PATIENCE_SECONDS,
     Bench,
-    MemoryBlobs,
+    HeldBlobs,
     claimed,
     claimed_clip,
     clip_bench,
@@ -23,20 +21,6 @@ from jobs.blobs import variant_key
 from jobs.types import Stage, Status, Verdict
 from workers.background import BackgroundThread
 from workers.storing import StoringStuck
-
-
-class HeldBlobs(MemoryBlobs):
-    """A disk that takes files only while `open` is set; `waiting` tells that one is at the door."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open = threading.Event()
-        self.waiting = threading.Event()
-
-    def put(self, key: str, data: bytes) -> None:
-        self.waiting.set()
-        assert self.open.wait(PATIENCE_SECONDS)
-        super().put(key, data)
 
 
 @pytest.mark.parametrize(
