@@ -10,7 +10,7 @@
 local afresh = now + ARGV[1] + 1
 local reap_from = math.min(tonumber(redis.call('GET', 'denoised:reap_from') or afresh), afresh)
 redis.call('SET', 'denoised:reap_from', string.format('%.6f', reap_from), 'PX', ARGV[5])
-local uptime = tonumber(redis.call('INFO', 'server'):match('uptime_in_seconds:(%d+)'))
+local uptime = tonumber(redis.call('INFO', 'server'):match('uptime_in_seconds:(-?%d+)'))
 if uptime <= tonumber(ARGV[1]) + 1 then return {} end
 local reaped = {}
 local lapsed = now < reap_from and {} or
