@@ -236,6 +236,7 @@ class Engine:
         member.begin(read.request, generation)
         if read.state is not None and not self._resume(member, read.state):
             return
+        self._checkpoints.begin(member, self._clock())
         self._parking.add(member)
         (self._unfinished if member.is_stepping else self._finished).add(member.resident())
         # Told before the first step, which may be long; also the next chance to cancel.
