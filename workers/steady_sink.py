@@ -1,8 +1,9 @@
 """Reports that do not hold up the GPU while Redis is away.
 
 Between the engine and the lease client: a report that cannot be delivered is answered with
-`CONTINUE`, so that steps go on over a restart of Redis; only results wait for it. A lease may lapse
-meanwhile and the job start elsewhere, but then the fence refuses this worker's result.
+`CONTINUE`, so that steps go on over a restart of Redis; an outcome is left with the engine, to be
+offered again. A lease may lapse meanwhile and the job start elsewhere, but then the fence refuses
+this worker's result.
 
 A Redis that is frozen or cut off holds up every call for the socket's timeout. The heartbeat can
 afford that on its own thread: after such a call the main thread mostly waits for its word.
@@ -82,21 +83,25 @@ class SteadySink:
         return [Verdict.CONTINUE] * len(updates) if verdicts is None else verdicts
 
     def restarted(self, job: ClaimedJob, cause: str) -> bool:
-        """Tell that a job starts at step 0 after all. Waits like `finish`."""
+        """Tell that a job starts at step 0 after all, waiting up to a minute for Redis.
+
+        Raises StoreUnavailable after that.
+        """
         with self._pulse.waiting():
             return self._lease.restarted(job, cause)
 
     def hand_back(self, job: ClaimedJob, cause: str, usage: Usage) -> bool:
-        """Leave a job to another attempt, this one counted. Waits like `finish`."""
+        """Leave a job to another attempt, this one counted. Waits like `restarted`."""
         with self._pulse.waiting():
             return self._lease.requeue(job, cause, False, usage)
 
-    def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
-        """Settle a job, waiting up to a minute for Redis. Raises StoreUnavailable after that."""
+    def finish(self, job: ClaimedJob, outcome: Outcome) -> bool | None:
+        """Settle a job, or leave that for later: None while Redis is away.
+
+        Raises StoreUnavailable once that has been a minute.
+        """
         with self._pulse.waiting():
-            settled = self._lease.finish(job, outcome)
-        self._away_since = None
-        return settled
+            return self._ask(lambda: self._lease.finish(job, outcome, retry_seconds=0))
 
     def _ask(self, call: Callable[[], T]) -> T | None:
         """What Redis answers to `call`; None while it is away or may be assumed to be."""

@@ -41,7 +41,9 @@ class Lease:
     def restarted(self, job: ClaimedJob, cause: str) -> bool:
         return True
 
-    def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
+    def finish(self, job: ClaimedJob, outcome: Outcome, *, retry_seconds: float) -> bool:
+        assert retry_seconds == 0
+        self._ask()
         return True
 
 
@@ -162,8 +164,16 @@ def test_after_a_minute_it_gives_up_and_then_starts_afresh(
     assert sink.report([UPDATE]) == [Verdict.CONTINUE]
 
 
-def test_a_delivered_result_shows_that_redis_is_back(sink: SteadySink, lease: Lease) -> None:
+def test_a_result_waits_for_redis_under_the_same_pause_and_shows_that_it_is_back(
+    sink: SteadySink, lease: Lease, clock: Clock
+) -> None:
+    outcome = Outcome(Status.SUCCEEDED)
     lease.is_away = True
-    sink.report([UPDATE])
-    assert sink.finish(UPDATE.job, Outcome(Status.SUCCEEDED))
+    assert sink.finish(UPDATE.job, outcome) is None
+    assert sink.report([UPDATE]) == [Verdict.CONTINUE]
+    lease.is_away = False
+    assert sink.finish(UPDATE.job, outcome) is None
+    assert lease.calls == 1
+    clock.wait(PAUSE_SECONDS)
+    assert sink.finish(UPDATE.job, outcome)
     assert not sink.is_away
