@@ -71,6 +71,7 @@ def measure(load: Callable[[], object], settings: Settings) -> dict[str, Any]:
         held=lambda: (),
         post=lambda job, verdict: None,
         describe=lambda: info,
+        note_answer=lambda: None,
         on_hang=lambda jobs: None,
     )
     heartbeat.start()

@@ -228,11 +228,14 @@ class LeaseClient:
         args: list[scripts.Argument] = [job.id, job.execution_id, job.checkpoint.key, cause]
         return bool(self._retry(lambda: scripts.run(self._main, scripts.RESTART, args)))
 
-    def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
+    def finish(
+        self, job: ClaimedJob, outcome: Outcome, *, retry_seconds: float = RETRY_SECONDS
+    ) -> bool:
         """Ends the job. False when the lease was lost: somebody else decides, nothing changed.
 
-        A second call for the same execution returns True and changes nothing. Raises `ValueError`
-        for an outcome that is not terminal, or failed without a failure.
+        A second call for the same execution returns True and changes nothing. Raises
+        `StoreUnavailable` once Redis has been away for `retry_seconds`, with 0 at once, and
+        `ValueError` for an outcome that is not terminal, or failed without a failure.
         """
         if not outcome.status.is_terminal:
             raise ValueError(f"a job cannot finish as {outcome.status.value}")
@@ -242,7 +245,7 @@ class LeaseClient:
         args = finish_arguments(
             job, outcome, settings.result_ttl_seconds, settings.event_ttl_seconds
         )
-        reply = self._retry(lambda: scripts.run(self._main, scripts.FINISH, args))
+        reply = self._retry(lambda: scripts.run(self._main, scripts.FINISH, args), retry_seconds)
         if reply[0] == 1:
             self._count_finish(job, reply)
         return bool(reply[0])

@@ -9,6 +9,7 @@ beside the steps of others, and `resume` puts it into a generation prepared anew
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, wait
@@ -73,7 +74,7 @@ class _Trail:
 
     keys: list[str] = field(default_factory=list)
     step: int = 0
-    taken_at: float | None = None
+    taken_at: float = math.inf
     pending: Future[None] | None = None
 
     @property
@@ -137,14 +138,17 @@ class Checkpoints:
         member.resumed_steps = self._trail(job).step = job.checkpoint.step
         metrics.RESUMED_STEPS.inc(job.checkpoint.step)
 
+    def begin(self, member: Member, now: float) -> None:
+        """The job is about to step: from `now` on it has something to lose."""
+        # Not from the end of the first step: where one takes minutes, no attempt may get further.
+        self._trail(member.job).taken_at = now
+
     def offer(self, member: Member, now: float, seconds_left: float | None) -> None:
         """Take a checkpoint if one is due: the job has just moved and has `seconds_left`.
 
         None for a job whose speed has not been measured, which gets none.
         """
         trail = self._trail(member.job)
-        if trail.taken_at is None:
-            trail.taken_at = now
         is_due = now - trail.taken_at >= self._every_seconds
         if is_due and (seconds_left or 0.0) > self._every_seconds and not trail.is_busy:
             trail.taken_at = now

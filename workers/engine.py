@@ -39,6 +39,7 @@ from workers.previews import Previews
 from workers.reading import Read, ReadingQueue, State
 from workers.roster import Roster
 from workers.scheduler import leader, open_ranks, schedule
+from workers.settling import Settling
 from workers.sink import Sink
 from workers.solo_stages import SoloStages
 from workers.stepping import Stepping
@@ -47,7 +48,7 @@ from workers.storing import StoringQueue
 log = structlog.get_logger(__name__)
 
 PAUSE_SECONDS = 0.01
-"""An engine that only waits for sources or for results looks so often for new jobs."""
+"""An engine that only waits, for sources, results or Redis, looks so often for new jobs."""
 
 
 class Engine:
@@ -82,6 +83,7 @@ class Engine:
         self._sink = sink
         self._reading = reading
         self._storing = storing
+        self._settling = Settling(sink, checkpoints)
         self._checkpoints = checkpoints
         self._limits = limits
         self._capacity = capacity
@@ -102,7 +104,7 @@ class Engine:
     @property
     def is_idle(self) -> bool:
         """True when no job is held."""
-        return not self._members
+        return not self._held
 
     def held(self) -> tuple[ClaimedJob, ...]:
         """The jobs under lease here, a snapshot for any thread."""
@@ -176,6 +178,8 @@ class Engine:
         elif not batch:
             pending: list[Future[Any]] = [*self._reading.pending, *self._storing.pending]
             wait(pending, timeout=PAUSE_SECONDS, return_when=FIRST_COMPLETED)
+            if not pending and self._settling.members:
+                time.sleep(PAUSE_SECONDS)
         self._settle_stored()
 
     def drain(self) -> None:
@@ -200,8 +204,11 @@ class Engine:
         self._checkpoints.save([m for m in self._members.values() if m.job in jobs], timeout)
 
     def evict(self, jobs: Collection[ClaimedJob] | None = None) -> list[tuple[ClaimedJob, Usage]]:
-        """Drop `jobs`, or all; returns them, oldest first, with what they have cost."""
-        dropped = [m for m in self._members.values() if jobs is None or m.job in jobs]
+        """Drop `jobs`, or all; returns them with what they have cost.
+
+        Those that have ended and could not yet be told come first, then the oldest.
+        """
+        dropped = [m for m in self._all() if jobs is None or m.job in jobs]
         for member in dropped:
             self._drop(member)
         if self.is_idle:
@@ -236,6 +243,7 @@ class Engine:
         member.begin(read.request, generation)
         if read.state is not None and not self._resume(member, read.state):
             return
+        self._checkpoints.begin(member, self._clock())
         self._parking.add(member)
         (self._unfinished if member.is_stepping else self._finished).add(member.resident())
         # Told before the first step, which may be long; also the next chance to cancel.
@@ -311,7 +319,7 @@ class Engine:
         self._storing.put(member, media, decoding_since=started)
 
     def _settle_stored(self) -> None:
-        """Settle what has been stored since the last look."""
+        """Settle what has been stored since the last look, and what could not be told then."""
         for stored in self._storing.collect():
             member = stored.member
             outputs = stored.outputs.result()
@@ -323,6 +331,7 @@ class Engine:
             self._settle(
                 member, Outcome(Status.SUCCEEDED, outputs, usage=member.usage(), costs=costs)
             )
+        self._tell()
 
     def _give_up(self, member: Member, error: Exception) -> None:
         """A stage of the job ended in `error`: it has failed, or nobody wants it any more."""
@@ -370,21 +379,32 @@ class Engine:
         self._settle(member, Outcome(Status.FAILED, failure=failure, usage=member.usage()))
 
     def _settle(self, member: Member, outcome: Outcome) -> None:
-        if self._sink.finish(member.job, outcome):
-            self._checkpoints.discard(member.job)
-        else:
-            log.warning("fenced off, the job went on elsewhere", job=member.job.id)
-        self._drop(member)
+        self._leave(member)
+        self._settling.put(member, outcome)
+        self._tell()
+
+    def _tell(self) -> None:
+        """Let go of the jobs that have ended, as far as that can be told now."""
+        for member in self._settling.tell():
+            self._drop(member)
 
     def _drop(self, member: Member) -> None:
-        self._members.pop(member.job.execution_id, None)
+        self._leave(member)
+        self._settling.discard(member)
         self._checkpoints.forget(member.job)
+        self._note_held()
+
+    def _leave(self, member: Member) -> None:
+        """No more is computed for it, nor is any verdict on it obeyed."""
+        self._members.pop(member.job.execution_id, None)
         self._reading.discard(member)
         self._storing.discard(member)
         self._unfinished.discard(member.job.execution_id)
         self._finished.discard(member.job.execution_id)
         self._parking.discard(member)
-        self._note_held()
+
+    def _all(self) -> list[Member]:
+        return [*self._settling.members, *self._members.values()]
 
     def _note_held(self) -> None:
-        self._held = tuple(m.job for m in self._members.values())
+        self._held = tuple(m.job for m in self._all())

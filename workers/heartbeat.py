@@ -65,8 +65,8 @@ class Pulse:
 
 class Heartbeat(threading.Thread):
     """Runs from `start` to `stop`. `held` and `describe` are asked at every beat, `post` gets each
-    verdict that is not to go on, `on_hang` is called once, with the jobs held, and should not
-    return.
+    verdict that is not to go on, `note_answer` is called after each beat that Redis has answered,
+    `on_hang` is called once, with the jobs held, and should not return.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class Heartbeat(threading.Thread):
         held: Callable[[], Sequence[ClaimedJob]],
         post: Callable[[ClaimedJob, Verdict], None],
         describe: Callable[[], WorkerInfo],
+        note_answer: Callable[[], None],
         on_hang: Callable[[Sequence[ClaimedJob]], None],
     ) -> None:
         super().__init__(name="heartbeat", daemon=True)
@@ -87,6 +88,7 @@ class Heartbeat(threading.Thread):
         self._held = held
         self._post = post
         self._describe = describe
+        self._note_answer = note_answer
         self._on_hang = on_hang
         self._wake = threading.Event()
         self._stopped = False
@@ -113,6 +115,7 @@ class Heartbeat(threading.Thread):
                     if verdict is not Verdict.CONTINUE:
                         self._post(job, verdict)
                 self._client.announce(self._describe())
+                self._note_answer()
             except StoreUnavailable as error:
                 log.warning("heartbeat could not reach Redis", error=str(error))
             except Exception:

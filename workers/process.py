@@ -43,7 +43,7 @@ from workers.isolation import Isolation
 from workers.load_notices import LoadNotices
 from workers.model_switching import LOOK_SECONDS, ModelSwitching
 from workers.residency import Residents
-from workers.steady_sink import PAUSE_SECONDS, SteadySink
+from workers.steady_sink import SteadySink
 from workers.stop_signals import Stopped, StopSignals
 
 log = structlog.get_logger(__name__)
@@ -147,6 +147,7 @@ class Worker:
             held=self._held,
             post=self._post,
             describe=self._describe,
+            note_answer=self._sink.note_answer,
             on_hang=self._die_hanging,
         )
 
@@ -221,8 +222,7 @@ class Worker:
     def _claim(self, engine: Engine) -> None:
         """At most one job: encoding it delays the steps of the others."""
         now = time.monotonic()
-        is_away = self._sink.is_away and not engine.is_idle
-        if is_away or now < self._next_claim:
+        if now < self._next_claim or (self._sink.is_away and not engine.is_idle):
             return
         ranks = min(self._isolation.open_ranks(engine), engine.open_ranks())
         if ranks == 0:
@@ -233,11 +233,11 @@ class Worker:
                 jobs = self._lease.claim(
                     models, 1, classes, retry_seconds=RETRY_SECONDS if engine.is_idle else 0
                 )
-        except StoreUnavailable:
+        except StoreUnavailable as error:
             if engine.is_idle:
                 raise
             # What is held steps on; its reports find out when Redis is back.
-            self._next_claim = now + PAUSE_SECONDS
+            self._sink.note_failure(error, asked_at=now)
             return
         for job in jobs:
             with self._pulse.waiting():

@@ -9,7 +9,7 @@ from jobs.types import ClaimedJob, Outcome, Progress, Usage, Verdict
 
 
 class Sink(Protocol):
-    """Where reports and outcomes go; `jobs.lease.LeaseClient` is one."""
+    """Where reports and outcomes go; `workers.steady_sink.SteadySink` is one."""
 
     def report(self, updates: Sequence[Progress]) -> list[Verdict]:
         """Pass on progress; returns one verdict per update, in order."""
@@ -20,5 +20,5 @@ class Sink(Protocol):
     def hand_back(self, job: ClaimedJob, cause: str, usage: Usage) -> bool:
         """Leave a job to another attempt, this one counted. False when it is no longer ours."""
 
-    def finish(self, job: ClaimedJob, outcome: Outcome) -> bool:
-        """Settle a job. False when it is no longer this worker's."""
+    def finish(self, job: ClaimedJob, outcome: Outcome) -> bool | None:
+        """Settle a job. False when it is no longer this worker's; None to be asked again."""

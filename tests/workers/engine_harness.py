@@ -36,6 +36,7 @@ from workers.engine import Engine
 from workers.inputs import InputReader
 from workers.reading import ReadingQueue
 from workers.results import ResultWriter
+from workers.sink import Sink
 from workers.storing import StoringQueue
 
 T = TypeVar("T")
@@ -238,7 +239,8 @@ class PlainRecipes:
 class Bench:
     """Engine, pipeline, sink, blobs and clock of one test.
 
-    The engine serves all `models`, or those that are in `resident` at the time.
+    The engine serves all `models`, or those that are in `resident` at the time. What `over` makes
+    of the sink and the clock stands between the engine and the sink.
     """
 
     def __init__(
@@ -261,6 +263,7 @@ class Bench:
         checkpoint_blobs: MemoryBlobs | None = None,
         waiting_bytes: float = math.inf,
         limits: BatchLimits | None = None,
+        over: Callable[[MemorySink, Clock], Sink] = lambda sink, clock: sink,
     ) -> None:
         self.clock = Clock()
         self.sink = MemorySink()
@@ -277,7 +280,7 @@ class Bench:
         recipes = {model: PlainRecipes() for model in models}
         self.engine = Engine(
             self.pipelines if resident is None else resident,
-            self.sink,
+            over(self.sink, self.clock),
             ReadingQueue(
                 InputReader(FileBlobStore(inputs), max_frames=1000),
                 readers or [AtOnce()],

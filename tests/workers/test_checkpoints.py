@@ -15,18 +15,33 @@ from jobs.types import Status, Verdict
 def test_a_long_job_gets_a_checkpoint_at_every_interval_and_keeps_the_newest() -> None:
     bench, job = Bench(checkpoint_seconds=10.0), claimed(num_inference_steps=LONG)
     bench.engine.admit(job)
-    # Ten steps a second; the clock of a job's checkpoints starts with its first step.
-    turn(bench, 100)
+    # Ten steps a second.
+    turn(bench, 99)
     assert bench.recorder.pointers == {}
     turn(bench, 1)
-    assert bench.recorder.pointers[job.id].step == 101
+    assert bench.recorder.pointers[job.id].step == 100
     turn(bench, 100)
-    assert bench.recorder.pointers[job.id].step == 201
+    assert bench.recorder.pointers[job.id].step == 200
     assert list(bench.checkpoints) == [bench.recorder.pointers[job.id].key]
-    assert [usage.steps for usage in bench.recorder.usages] == [101, 201]
+    assert [usage.steps for usage in bench.recorder.usages] == [100, 200]
     # The last hundred steps take less than the interval and are not worth one.
     bench.run()
     assert len(bench.recorder.usages) == 2
+
+
+def test_a_step_longer_than_the_interval_gets_a_checkpoint_in_every_attempt() -> None:
+    bench, job = Bench(seconds=lambda images: 159.0, checkpoint_seconds=10.0), claimed()
+    bench, again = interrupted(job, turns=1, bench=bench)
+    assert again.checkpoint is not None
+    assert again.checkpoint.step == 1
+    other = Bench(
+        seconds=lambda images: 159.0,
+        checkpoint_seconds=10.0,
+        checkpoint_blobs=bench.checkpoints,
+    )
+    _, once_more = interrupted(again, turns=1, bench=other)
+    assert once_more.checkpoint is not None
+    assert once_more.checkpoint.step == 2
 
 
 def test_a_job_that_ends_soon_gets_none() -> None:
@@ -47,7 +62,7 @@ def test_steps_go_on_while_a_checkpoint_is_being_written() -> None:
     assert len(later.waiting) == 1
     later.work_off()
     # It is the state of its own step, whatever has happened since.
-    assert bench.recorder.pointers[job.id].step == 11
+    assert bench.recorder.pointers[job.id].step == 10
     turn(bench, 1)
     assert len(later.waiting) == 1
 
@@ -61,7 +76,7 @@ def test_a_full_disk_costs_the_checkpoint_and_not_the_job() -> None:
     assert bench.recorder.pointers == {}
     disk.is_full = False
     turn(bench, 100)
-    assert bench.recorder.pointers[job.id].step == 201
+    assert bench.recorder.pointers[job.id].step == 200
     bench.run()
     assert bench.sink.status(job) is Status.SUCCEEDED
 
@@ -106,7 +121,7 @@ def test_a_resumed_job_replaces_the_checkpoint_it_came_from() -> None:
     bench.engine.admit(again)
     turn(bench, 150)
     assert [*bench.checkpoints] == [bench.recorder.pointers[job.id].key]
-    assert bench.recorder.pointers[job.id].step == 202
+    assert bench.recorder.pointers[job.id].step == 200
 
 
 def test_saving_takes_what_has_moved_and_no_more() -> None:

@@ -51,6 +51,7 @@ class Scene:
         self.posted: list[tuple[ClaimedJob, Verdict]] = []
         self.got_verdict = threading.Event()
         self.hung = threading.Event()
+        self.beats_at_answers: list[int] = []
         self.heartbeat = Heartbeat(
             self.client,
             self.settings,
@@ -58,6 +59,7 @@ class Scene:
             held=lambda: [self.job],
             post=self.post,
             describe=lambda: INFO,
+            note_answer=lambda: self.beats_at_answers.append(self.client.beats),
             on_hang=lambda jobs: self.hung.set(),
         )
 
@@ -104,6 +106,7 @@ def test_it_outlives_trouble_with_redis(trouble: Exception) -> None:
     assert scene.client.announced.wait(PATIENCE)
     scene.heartbeat.stop()
     assert scene.client.beats >= 3
+    assert scene.beats_at_answers[0] == 3, "only what Redis has answered counts"
 
 
 def test_a_heartbeat_too_slow_for_its_lease_is_refused() -> None:
