@@ -6,6 +6,9 @@ import httpx2
 
 from denoised.errors import ClientError
 
+UNKNOWN = "unknown"
+"""The code of a refusal that is no problem document: mostly another program answered."""
+
 
 class ServerUnreachable(ClientError):
     """No answer from the server: nothing listens there, or the connection broke."""
@@ -46,7 +49,7 @@ def refusal(response: httpx2.Response) -> ApiError:
     after = response.headers.get("Retry-After", "")
     return ApiError(
         response.status_code,
-        str(problem.get("code", "unknown")),
+        str(problem.get("code", UNKNOWN)),
         detail,
         param=problem.get("param"),
         retry_after=float(after) if after.isdecimal() else None,

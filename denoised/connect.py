@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,7 +69,7 @@ def connect(
     if url is not None or instance.find(data_dir):
         with Client(find_url(url, settings)) as client:
             offered = [entry.id for entry in client.models().data]
-            ids = {name: _id_of(name, offered) for name in models}
+            ids = {name: id_among(offered, name) for name in models}
             lacking = [name for name, id in ids.items() if id is None]
             for name in lacking:
                 if url is not None or not _is_path(name):
@@ -95,7 +95,7 @@ def connect(
             yield connection
 
 
-def _id_of(model: str, offered: Sequence[str]) -> str | None:
+def id_among(offered: Collection[str], model: str) -> str | None:
     """`model` itself if it is offered, else the offered id that its folder or file has, or None."""
     if model in offered:
         return model

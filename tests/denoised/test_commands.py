@@ -177,6 +177,20 @@ def test_models_tell_their_limits_and_whether_they_are_resident(server, checkpoi
     assert str(checkpoint) not in json.dumps(entry)
 
 
+def test_the_models_listed_are_those_of_the_server(server):
+    for found in (("--url", server.url), ("--data-dir", server.data_dir)):
+        listed = denoised("models", "list", *found)
+        assert [line.split()[0] for line in listed.stdout.splitlines()] == ["model", "tiny"]
+        [entry] = json.loads(denoised("models", "list", "--json", *found).stdout)
+        assert (entry["id"], entry["residency"]["state"]) == ("tiny", "resident")
+
+
+def test_a_model_asked_for_that_the_server_lacks_is_listed_as_such(server):
+    listed = denoised("models", "list", "--model", "fake", "--url", server.url)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["model", "fake"]
+    assert "not offered" in listed.stdout
+
+
 def test_models_are_listed_without_a_server(checkpoint, tmp_path):
     listed = denoised(
         "models", "list", "--model", checkpoint, DENOISED_PORT="1", DENOISED_DATA_DIR=str(tmp_path)
@@ -184,6 +198,7 @@ def test_models_are_listed_without_a_server(checkpoint, tmp_path):
     assert listed.returncode == 0
     assert "tiny" in listed.stdout
     assert "no server" in listed.stdout
+    assert listed.stderr.startswith("no server answers at http://127.0.0.1:1: these are models on")
 
 
 def test_a_finished_job_can_be_deleted_through_the_client(client):
