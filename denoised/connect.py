@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from denoised import instance
 from denoised.client import Client, ClientError
 from denoised.errors import CommandError
-from denoised.options import discover_models
+from denoised.options import check_path, discover_models
 
 if TYPE_CHECKING:
     from config.settings import Settings
@@ -72,6 +72,7 @@ def connect(
             ids = {name: id_among(offered, name) for name in models}
             lacking = [name for name, id in ids.items() if id is None]
             for name in lacking:
+                check_path(name)
                 if url is not None or not _is_path(name):
                     raise CommandError(
                         f"the server at {client.url} does not offer {name!r}, "

@@ -107,6 +107,14 @@ def test_an_unknown_model_is_refused_before_anything_starts(tmp_path):
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.parametrize("name", ["./nosuch", "nosuch.gguf", "~/nosuch/model.safetensors"])
+def test_a_model_that_can_only_be_a_path_is_said_to_be_missing(name, tmp_path):
+    for command in (("run", name, "p"), ("serve", "--model", name)):
+        line = refusal(*command, "--data-dir", tmp_path / "d", exit_code=2, DENOISED_PORT="1")
+        assert line == f"denoised: {name}: no such file or folder"
+    assert not (tmp_path / "d").exists()
+
+
 def test_an_unknown_output_format_is_refused_before_anything_starts(tmp_path):
     line = refusal("run", "sana-demo", "a prompt", "-o", tmp_path / "picture.gif", exit_code=2)
     assert "'.gif'" in line

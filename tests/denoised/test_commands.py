@@ -75,6 +75,14 @@ def test_a_model_that_the_server_does_not_offer_is_refused_with_those_it_does(se
     assert "does not offer 'no-such', but tiny" in result.stderr
 
 
+@pytest.mark.parametrize("place", ["--url", "--data-dir"])
+def test_a_path_to_nothing_is_not_looked_for_among_the_models_of_a_server(server, place):
+    found = server.url if place == "--url" else server.data_dir
+    result = denoised("run", "./nosuch.gguf", "p", place, found)
+    assert result.returncode == 2
+    assert result.stderr == "denoised: ./nosuch.gguf: no such file or folder\n"
+
+
 def test_a_running_server_is_found_by_its_data_directory(server, tmp_path):
     result = denoised(
         *("run", "tiny", "p", "--steps", 1, "-o", tmp_path / "a.png"),
