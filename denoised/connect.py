@@ -1,9 +1,9 @@
 """Finding a server for a command, or starting a private one for as long as the command runs.
 
 In order: the URL that was given, the server that holds the data directory, whatever answers as a
-denoised server at the default address, a private server on a free port with the same data
-directory. Where a server holds that directory and the model is a folder or file that it does not
-offer, the private server has a directory of its own.
+denoised server at the default address unless the command named a data directory, a private server
+on a free port with that directory. Where a server holds it and the model is a folder or file that
+this one does not offer, the private server has a directory of its own.
 """
 
 from __future__ import annotations
@@ -57,10 +57,18 @@ def find_url(url: str | None, settings: Settings) -> str:
 
 @contextlib.contextmanager
 def connect(
-    url: str | None, model: str, settings: Settings, report: Report, *, also: Sequence[str] = ()
+    url: str | None,
+    model: str,
+    settings: Settings,
+    report: Report,
+    *,
+    also: Sequence[str] = (),
+    only_data_dir: bool = False,
 ) -> Iterator[Connection]:
     """A connection to a server that offers `model`, and the models `also`, too.
 
+    With `only_data_dir` a server at the default address that keeps its queue elsewhere is left
+    alone, for whoever named a directory wants the results there.
     `report` receives short lines about what is being waited for. Raises CommandError or
     ClientError.
     """
@@ -88,7 +96,7 @@ def connect(
             _private_server(models, settings, own, report) as connection,
         ):
             yield connection
-    elif _offers(find_url(None, settings), models):
+    elif not only_data_dir and _offers(find_url(None, settings), models):
         with Client(find_url(None, settings)) as client:
             yield Connection(client, model)
     else:

@@ -70,7 +70,7 @@ def run(
 
     Without --url, a server that is already running on this machine is used; if there is none, or
     MODEL is a folder or file that it does not offer, a private one is started for this command and
-    stopped afterwards.
+    stopped afterwards. With --data-dir, only a server on that directory is used.
     """
     settings = options.load_settings(data_dir=data_dir)
     hint = "change it or give --format"
@@ -112,7 +112,10 @@ def run(
     from denoised.connect import connect
     from denoised.follow import describe_output, open_view
 
-    with open_view() as view, connect(url, model, settings, view.note) as connection:
+    with (
+        open_view() as view,
+        connect(url, model, settings, view.note, only_data_dir=data_dir is not None) as connection,
+    ):
         client = connection.client
         request |= clip_options.upload_files(client, media)
         try:

@@ -121,6 +121,15 @@ def test_an_unknown_output_format_is_refused_before_anything_starts(tmp_path):
     assert ".png" in line
 
 
+@pytest.mark.parametrize("option", ["--clip", "--picture"])
+def test_the_demo_refuses_what_it_cannot_write_before_anything_starts(option, tmp_path):
+    data_dir = tmp_path / "d"
+    line = refusal("demo", option, tmp_path / "foo.gif", "--data-dir", data_dir, exit_code=2)
+    suffixes = ".webp, .mp4, .webm" if option == "--clip" else ".png, .jpg, .jpeg, .webp"
+    assert line == f"denoised: {option}: the suffix '.gif' is none of {suffixes}; change it"
+    assert not data_dir.exists()
+
+
 def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     line = refusal("run", "sana-demo", "p", "-o", tmp_path / "file" / "a.png", exit_code=2)
@@ -128,12 +137,15 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [("jobs", "list"), ("jobs", "show", "job_1"), ("run", "sana-demo", "a prompt")]
+    "command",
+    [("jobs", "list"), ("jobs", "show", "job_1"), ("run", "sana-demo", "a prompt"), ("demo",)],
 )
 def test_a_server_that_is_not_there_is_named(command):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    assert refusal(*command, "--url", url, exit_code=1) == f"denoised: no server answers at {url}"
+    told = f"denoised: no server answers at {url}"
+    assert refusal(*command, "--url", url, exit_code=1) == told
+    assert refusal(*command, exit_code=1, DENOISED_URL=url) == told
 
 
 def test_a_picture_without_recipe_and_a_missing_file_are_told_apart(tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 
 from denoised.client import ApiError
 from tests.denoised.conftest import ENDLESS_STEPS, denoised, environment, until
+from tests.denoised.scripted_server import Reply, scripted_server
 from workers.outputs import read_recipe
 
 
@@ -90,6 +91,18 @@ def test_a_running_server_is_found_by_its_data_directory(server, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "private server" not in result.stderr
+
+
+def test_a_server_on_another_data_directory_is_not_asked_for_the_one_named(tmp_path):
+    with scripted_server(lambda *_: Reply(500)) as other:
+        result = denoised(
+            *("run", "fake", "p", "--steps", 1, "-o", tmp_path / "a.png"),
+            *("--data-dir", tmp_path / "own"),
+            DENOISED_PORT=other.url.rpartition(":")[2],
+        )
+    assert result.returncode == 0, result.stderr
+    assert "starting a private server" in result.stderr
+    assert other.requests == []
 
 
 def test_a_folder_that_the_running_server_does_not_offer_gets_a_private_one(server, tmp_path):
