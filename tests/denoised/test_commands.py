@@ -144,6 +144,11 @@ def test_jobs_are_listed_shown_and_watched(server, client):
     assert types[-1] == "job.succeeded"
 
 
+def test_no_jobs_are_told_as_none(server):
+    listed = denoised("jobs", "list", "--model", "no-such", "--url", server.url)
+    assert (listed.returncode, listed.stdout) == (0, "no jobs\n"), listed.stderr
+
+
 def test_a_job_that_does_not_exist_is_refused_in_one_line(server):
     result = denoised("jobs", "show", "job_nowhere", "--url", server.url)
     assert result.returncode == 1
