@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import httpx2
 
 from denoised.errors import ClientError
+
+UNKNOWN = "unknown"
+"""The code of a refusal that is no problem document: mostly another program answered."""
 
 
 class ServerUnreachable(ClientError):
@@ -14,7 +19,8 @@ class ServerUnreachable(ClientError):
 class ApiError(ClientError):
     """The server refused. `code` is its problem code, `param` the field at fault if there is one.
 
-    `retry_after` is in seconds, when the server named a time.
+    `retry_after` is in seconds, when the server named a time. `errors` are all fields at fault with
+    a message each, where there are several.
     """
 
     def __init__(
@@ -25,6 +31,7 @@ class ApiError(ClientError):
         *,
         param: str | None = None,
         retry_after: float | None = None,
+        errors: Sequence[tuple[str, str]] = (),
     ) -> None:
         super().__init__(f"{param}: {detail}" if param and param not in detail else detail)
         self.status = status
@@ -32,6 +39,7 @@ class ApiError(ClientError):
         self.detail = detail
         self.param = param
         self.retry_after = retry_after
+        self.errors = tuple(errors)
 
 
 def refusal(response: httpx2.Response) -> ApiError:
@@ -41,13 +49,15 @@ def refusal(response: httpx2.Response) -> ApiError:
         detail = str(problem["detail"])
     except (ValueError, KeyError, TypeError):
         problem, detail = {}, f"{response.request.url} answered {response.status_code}"
-    if errors := problem.get("errors"):
-        detail = "; ".join(f"{error['param']}: {error['message']}" for error in errors)
+    errors = [(str(e["param"]), str(e["message"])) for e in problem.get("errors") or ()]
+    if errors:
+        detail = "; ".join(m if p in m else f"{p}: {m}" for p, m in errors)
     after = response.headers.get("Retry-After", "")
     return ApiError(
         response.status_code,
-        str(problem.get("code", "unknown")),
+        str(problem.get("code", UNKNOWN)),
         detail,
         param=problem.get("param"),
         retry_after=float(after) if after.isdecimal() else None,
+        errors=errors,
     )

@@ -59,6 +59,7 @@ References = Annotated[
 ]
 
 OPTIONS: Mapping[str, str] = {
+    "prompt": "PROMPT",
     "num_inference_steps": "--steps",
     "guidance_scale": "--guidance",
     "negative_prompt": "--negative",
@@ -69,7 +70,7 @@ OPTIONS: Mapping[str, str] = {
     "reference_images": "--reference",
     "output_format": "--format",
 }
-"""Options that are not called like the field that they set."""
+"""Options and arguments that are not called like the field that they set."""
 
 
 def option_of(param: str) -> str:
@@ -78,9 +79,16 @@ def option_of(param: str) -> str:
     return OPTIONS.get(field, f"--{field.replace('_', '-')}")
 
 
-def refused(error: ApiError) -> CommandError:
-    """The server's refusal of a field in terms of the command line."""
-    return CommandError(f"{option_of(error.param or '')}: {error.detail}")
+def refused(error: ApiError, instead: Mapping[str, str] | None = None) -> CommandError:
+    """The server's refusal of fields in terms of the command line.
+
+    `instead` holds what to say of a field where its option was not what set it.
+    """
+    told = instead or {}
+    errors = error.errors or ((error.param or "", error.detail),)
+    return CommandError(
+        "; ".join(told.get(param) or f"{option_of(param)}: {text}" for param, text in errors)
+    )
 
 
 def check_files(media: Mapping[str, Path | Sequence[Path] | None]) -> None:

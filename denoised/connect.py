@@ -1,9 +1,9 @@
 """Finding a server for a command, or starting a private one for as long as the command runs.
 
 In order: the URL that was given, the server that holds the data directory, whatever answers as a
-denoised server at the default address, a private server on a free port with the same data
-directory. Where a server holds that directory and the model is a folder or file that it does not
-offer, the private server has a directory of its own.
+denoised server at the default address unless the command named a data directory, a private server
+on a free port with that directory. Where a server holds it and the model is a folder or file that
+this one does not offer, the private server has a directory of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING
 from denoised import instance
 from denoised.client import Client, ClientError
 from denoised.errors import CommandError
-from denoised.options import discover_models
+from denoised.options import check_path, discover_models
 
 if TYPE_CHECKING:
     from config.settings import Settings
@@ -57,10 +57,18 @@ def find_url(url: str | None, settings: Settings) -> str:
 
 @contextlib.contextmanager
 def connect(
-    url: str | None, model: str, settings: Settings, report: Report, *, also: Sequence[str] = ()
+    url: str | None,
+    model: str,
+    settings: Settings,
+    report: Report,
+    *,
+    also: Sequence[str] = (),
+    only_data_dir: bool = False,
 ) -> Iterator[Connection]:
     """A connection to a server that offers `model`, and the models `also`, too.
 
+    With `only_data_dir` a server at the default address that keeps its queue elsewhere is left
+    alone, for whoever named a directory wants the results there.
     `report` receives short lines about what is being waited for. Raises CommandError or
     ClientError.
     """
@@ -69,9 +77,10 @@ def connect(
     if url is not None or instance.find(data_dir):
         with Client(find_url(url, settings)) as client:
             offered = [entry.id for entry in client.models().data]
-            ids = {name: _id_of(name, offered) for name in models}
+            ids = {name: id_among(offered, name) for name in models}
             lacking = [name for name, id in ids.items() if id is None]
             for name in lacking:
+                check_path(name)
                 if url is not None or not _is_path(name):
                     raise CommandError(
                         f"the server at {client.url} does not offer {name!r}, "
@@ -87,7 +96,7 @@ def connect(
             _private_server(models, settings, own, report) as connection,
         ):
             yield connection
-    elif _offers(find_url(None, settings), models):
+    elif not only_data_dir and _offers(find_url(None, settings), models):
         with Client(find_url(None, settings)) as client:
             yield Connection(client, model)
     else:
@@ -95,7 +104,7 @@ def connect(
             yield connection
 
 
-def _id_of(model: str, offered: Sequence[str]) -> str | None:
+def id_among(offered: Collection[str], model: str) -> str | None:
     """`model` itself if it is offered, else the offered id that its folder or file has, or None."""
     if model in offered:
         return model

@@ -6,10 +6,13 @@ Redis does not answer yet the server may start: it lets nobody in.
 
 from __future__ import annotations
 
-from config.settings import Settings
+import shlex
+
+from config.settings import Settings, default_data_dir
 from denoised.errors import CommandError
 from jobs.api_keys import KeyStore
 from jobs.connections import connect
+from jobs.embedded_redis import url_at
 from jobs.errors import StoreUnavailable
 
 
@@ -29,7 +32,20 @@ def check_exposure(settings: Settings) -> None:
     if not has_keys:
         raise CommandError(
             f"refusing to listen on {settings.host} without API keys: make one with "
-            "`denoised keys create NAME`, or set DENOISED_REQUIRE_KEYS=never if something else "
+            f"`{key_command(settings)}`, or set DENOISED_REQUIRE_KEYS=never if something else "
             "guards the server",
             exit_code=2,
         )
+
+
+def key_command(settings: Settings) -> str:
+    """The command that puts a key where this server looks for it.
+
+    A Redis that was given is not repeated: its URL may hold a password.
+    """
+    command = "denoised keys create NAME"
+    if settings.redis_url != url_at(settings.redis_dir):
+        return f"{command} --redis-url URL"
+    if settings.data_dir == default_data_dir():
+        return command
+    return f"{command} --data-dir {shlex.quote(str(settings.data_dir))}"

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from denoised.client import Client, JobEvent
+from denoised.sizes import format_size
 from jobs.types import EventType
 from server.schemas import Job, JobOutput
 
@@ -53,10 +54,22 @@ def follow(client: Client, job_id: str, view: View) -> Job:
 
 
 def describe(data: dict[str, Any]) -> str:
-    """One or two words for what a job is doing, e.g. `denoising (attempt 2)`."""
+    """A few words for what a job is doing or waits for, e.g. `denoising (attempt 2)`."""
     text = str(data.get("stage") or data.get("status") or "")
+    if loading := data.get("loading"):
+        text = _describe_loading(loading)
     attempt = data.get("attempt") or 0
     return f"{text} (attempt {attempt})" if attempt > 1 else text
+
+
+def _describe_loading(loading: dict[str, Any]) -> str:
+    """`loading the model (1.50 GB, 12 s left)`, without what is not known."""
+    parts = []
+    if loading["bytes"]:
+        parts.append(format_size(loading["bytes"]))
+    if (eta := loading.get("eta_seconds")) is not None:
+        parts.append(f"{max(1, round(eta))} s left")
+    return f"loading the model ({', '.join(parts)})" if parts else "loading the model"
 
 
 def describe_output(output: JobOutput) -> str:
@@ -71,9 +84,18 @@ def describe_interruption(data: dict[str, Any]) -> str:
     """What a job.requeued or job.restarted event means, in a line."""
     if data["type"] == EventType.RESTARTED:
         return f"cannot go on from the checkpoint ({data.get('cause')}), starting anew"
-    text = f"the worker was lost ({data.get('cause')}), queued again"
+    cause = str(data.get("cause"))
+    text = f"{_HANDED_BACK.get(cause, f'the worker was lost ({cause})')}, queued again"
     return f"{text} to go on from step {data['step']}" if data.get("step") else text
 
+
+_HANDED_BACK = {
+    "drained": "its worker was stopped",
+    "made_room": "its worker may not run it beside another job",
+    "model_not_loaded": "its worker could not load the model",
+    "checkpoint_unreadable": "its worker could not read the checkpoint",
+}
+"""What to say of jobs that a living worker has handed back, by cause; all others were lost."""
 
 _INTERRUPTIONS = (EventType.REQUEUED, EventType.RESTARTED)
 
@@ -158,7 +180,8 @@ class LineView:
             text = describe_interruption(event.data)
             self._percent = 0.0
         progress = event.data.get("progress")
-        if progress and progress["step"]:
+        # A job that goes on from a checkpoint waits for a load with its steps already done.
+        if progress and progress["step"] and not event.data.get("loading"):
             if progress["percent"] < min(100.0, self._percent + LINE_EVERY_PERCENT):
                 return
             if event.data.get("stage") == "denoising":

@@ -76,7 +76,7 @@ def already_running(data_dir: Path, owner: Instance | None) -> CommandError:
     who = f" (process {owner.pid}, {owner.url})" if owner else ""
     return CommandError(
         f"the data directory {data_dir} belongs to a server that is already running{who}; "
-        "stop it or choose another with --data-dir"
+        "stop it or choose another with --data-dir or DENOISED_DATA_DIR"
     )
 
 

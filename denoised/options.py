@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 LogLevel = Literal["debug", "info", "warning", "error"]
 PriorityName = Literal["interactive", "standard", "batch"]
 
+_WEIGHT_SUFFIXES = (".gguf", ".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
 DataDir = Annotated[
     Path | None, typer.Option("--data-dir", help="Where queue and results are kept.")
 ]
@@ -67,11 +69,21 @@ def load_settings(**flags: Any) -> Settings:
         raise CommandError(f"{name}: {message} (got {problem['input']!r})", exit_code=2) from None
 
 
+def check_path(model: str) -> None:
+    """Raises CommandError (exit code 2) when `model` can only be a path and leads nowhere."""
+    path = Path(model).expanduser()
+    is_path = "/" in model or model.lower().endswith(_WEIGHT_SUFFIXES)
+    if is_path and not path.exists():
+        raise CommandError(f"{model}: no such file or folder", exit_code=2)
+
+
 def discover_models(settings: Settings) -> tuple[ModelSpec, ...]:
     """The specs of the configured models. Raises CommandError (exit code 2) if none is usable."""
     from models.catalogue import discover
     from models.errors import CheckpointError
 
+    for name in settings.models:
+        check_path(name)
     try:
         return discover(settings.models)
     except CheckpointError as error:

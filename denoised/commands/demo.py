@@ -13,6 +13,7 @@ import typer
 
 from denoised import options
 from denoised.errors import CommandError
+from denoised.formats import format_of
 
 if TYPE_CHECKING:
     from denoised.client import Client
@@ -25,20 +26,32 @@ def demo(
     prompt: Annotated[
         str, typer.Option(help="What the picture shows.")
     ] = "a red circle on a blue background",
-    picture: Annotated[Path, typer.Option(help="PNG to write.")] = Path("demo-output/picture.png"),
+    picture: Annotated[Path, typer.Option(help="Picture to write: .png, .jpg or .webp.")] = Path(
+        "demo-output/picture.png"
+    ),
     clip_prompt: Annotated[
         str, typer.Option(help="What the clip shows.")
     ] = "a red circle moving right on a blue background",
     clip: Annotated[
-        Path, typer.Option(help="MP4 to write; its frames go beside it as a strip.")
+        Path,
+        typer.Option(
+            help="Clip to write: .mp4, .webm or .webp; its frames go beside it as a strip."
+        ),
     ] = Path("demo-output/clip.mp4"),
+    url: options.ServerUrl = None,
     data_dir: options.DataDir = None,
 ) -> None:
     """Make a picture and a clip with the bundled models.
 
-    A server that is already running on this machine is used if it offers both; if there is none, a
-    private one is started for this command and stopped afterwards.
+    Without --url, a server that is already running on this machine is used if it offers both; if
+    there is none, a private one is started for this command and stopped afterwards. With
+    --data-dir, only a server on that directory is.
     """
+    from jobs.schema import image, video
+
+    picture_format = format_of(picture, "--picture", allowed=image.OUTPUT_FORMATS)
+    clip_format = format_of(clip, "--clip", allowed=video.OUTPUT_FORMATS)
+
     from denoised.connect import connect
     from denoised.follow import open_view
 
@@ -46,12 +59,21 @@ def demo(
     frames = clip.with_name(f"{clip.stem}-frames.jpg")
     with (
         open_view() as view,
-        connect(None, PICTURE_MODEL, settings, view.note, also=[CLIP_MODEL]) as connection,
+        connect(
+            url,
+            PICTURE_MODEL,
+            settings,
+            view.note,
+            also=[CLIP_MODEL],
+            only_data_dir=data_dir is not None,
+        ) as connection,
     ):
         client = connection.client
-        job = _made(client, PICTURE_MODEL, {"prompt": prompt, "output_format": "png"}, view)
+        job = _made(
+            client, PICTURE_MODEL, {"prompt": prompt, "output_format": picture_format}, view
+        )
         _write(picture, client.download(job.id))
-        job = _made(client, CLIP_MODEL, {"prompt": clip_prompt, "output_format": "mp4"}, view)
+        job = _made(client, CLIP_MODEL, {"prompt": clip_prompt, "output_format": clip_format}, view)
         _write(clip, client.download(job.id))
         _write(frames, client.download(job.id, variant="frames"))
     for what, file in (("picture", picture), ("clip", clip), ("its frames", frames)):

@@ -43,6 +43,9 @@ def list_jobs(
     if as_json:
         typer.echo(page.model_dump_json(indent=2))
         return
+    if not page.data:
+        typer.echo("no jobs")
+        return
     from rich.console import Console
     from rich.table import Table
 

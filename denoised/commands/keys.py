@@ -73,10 +73,15 @@ def list_keys(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the keys that are good, oldest first."""
-    with _key_store(redis_url, data_dir) as store:
-        found = store.all()
+    found: list[ApiKey] = []
+    if _may_hold_keys(redis_url, data_dir):
+        with _key_store(redis_url, data_dir) as store:
+            found = store.all()
     if as_json:
         typer.echo(json.dumps([key.model_dump(mode="json") for key in found], indent=2))
+        return
+    if not found:
+        typer.echo("no keys")
         return
     from rich.console import Console
     from rich.table import Table
@@ -98,6 +103,8 @@ def revoke(
     """Refuse a key from now on; jobs accepted from it still run."""
     from jobs.errors import ApiKeyNotFound
 
+    if not _may_hold_keys(redis_url, data_dir):
+        raise CommandError(str(ApiKeyNotFound(key_id)))
     with _key_store(redis_url, data_dir) as store:
         try:
             store.revoke(key_id)
@@ -109,6 +116,14 @@ def revoke(
 def _quotas(key: ApiKey) -> str:
     quotas = key.quotas.model_dump(exclude_none=True)
     return ", ".join(f"{name} {value:g}" for name, value in quotas.items()) or "none"
+
+
+def _may_hold_keys(redis_url: str | None, data_dir: Path | None) -> bool:
+    """Whether there is anything to look into: reading must not make a data directory."""
+    settings = options.load_settings(redis_url=redis_url, data_dir=data_dir)
+    folder = settings.data_dir.expanduser()
+    redis_dir = settings.model_copy(update={"data_dir": folder}).redis_dir
+    return settings.redis_url is not None or redis_dir.exists()
 
 
 @contextlib.contextmanager

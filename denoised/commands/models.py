@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from denoised import options
 from denoised.commands import models_inspect, models_quantize
 from denoised.errors import ClientError
+
+if TYPE_CHECKING:
+    from config.settings import Settings
+    from server.schemas import Model
 
 app = typer.Typer(help="Configured models and files of weights.", no_args_is_help=True)
 app.command("inspect")(models_inspect.inspect)
@@ -23,24 +28,32 @@ def list_models(
     data_dir: options.DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List models with their limits and, if a server runs, whether it holds them in memory."""
-    from denoised.client import Client
-    from denoised.connect import find_url
+    """List the models of a server with their limits and whether it holds them in memory.
+
+    Where no server answers, the models that one started here would offer are listed. With --model,
+    only those are, whether a server offers them or not.
+    """
+    from denoised.connect import find_url, id_among
 
     settings = options.load_settings(data_dir=data_dir, models=tuple(model) if model else None)
-    specs = options.discover_models(settings)
-    try:
-        with Client(find_url(url, settings), timeout=5.0) as client:
-            states = {entry.id: entry.residency for entry in client.models().data}
-    except ClientError:
-        if url is not None:
-            raise
-        states = {}
+    address = find_url(url, settings)
+    served = _served(address, is_given=url is not None)
+    if served is None:
+        print(f"no server answers at {address}: these are models on this machine", file=sys.stderr)
+        listed = _local(settings)
+    elif model:
+        ids = {name: id_among(served, name) for name in model}
+        others = tuple(name for name, id in ids.items() if id is None)
+        listed = [served[id] for id in ids.values() if id is not None]
+        if others:
+            listed += _local(settings.model_copy(update={"models": others}))
+    else:
+        listed = list(served.values())
+    held = served or {}
     if as_json:
         entries = [
-            spec.model_dump(mode="json", exclude={"source"})
-            | {"residency": states[spec.id].model_dump() if spec.id in states else None}
-            for spec in specs
+            entry.model_dump(mode="json") | ({} if entry.id in held else {"residency": None})
+            for entry in listed
         ]
         typer.echo(json.dumps(entries, indent=2))
         return
@@ -48,27 +61,49 @@ def list_models(
     from rich.table import Table
 
     table = Table("model", "task", "width", "height", "steps", "guidance", "state", box=None)
-    for spec in specs:
+    for entry in listed:
+        columns = ("width", "height", "num_inference_steps", "guidance_scale")
+        state = entry.residency.state if entry.id in held else None
         table.add_row(
-            spec.id,
-            spec.task,
-            _range(spec.width.default, spec.width.minimum, spec.width.maximum),
-            _range(spec.height.default, spec.height.minimum, spec.height.maximum),
-            _range(
-                spec.num_inference_steps.default,
-                spec.num_inference_steps.minimum,
-                spec.num_inference_steps.maximum,
-            ),
-            _range(
-                spec.guidance_scale.default,
-                spec.guidance_scale.minimum,
-                spec.guidance_scale.maximum,
-            ),
-            states[spec.id].state if spec.id in states else "no server",
+            entry.id,
+            entry.task,
+            *(_range(entry, name) for name in columns),
+            state or ("no server" if served is None else "not offered"),
         )
     console = Console() if Console().is_terminal else Console(width=120)
     console.print(table)
 
 
-def _range(default: float, minimum: float, maximum: float) -> str:
-    return f"{default:g} ({minimum:g}..{maximum:g})"
+def _served(url: str, *, is_given: bool) -> dict[str, Model] | None:
+    """The models of the server at `url` by id, or None where there is no denoised server.
+
+    Raises ClientError when one was named, or when a denoised server refuses.
+    """
+    from denoised.api_errors import UNKNOWN, ApiError
+    from denoised.client import Client
+
+    try:
+        with Client(url, timeout=5.0) as client:
+            return {entry.id: entry for entry in client.models().data}
+    except ClientError as error:
+        # Some other program may listen at the default address.
+        if is_given or (isinstance(error, ApiError) and error.code != UNKNOWN):
+            raise
+        return None
+
+
+def _local(settings: Settings) -> list[Model]:
+    """The configured models in the words of a server without workers."""
+    from server.model_views import model_view
+
+    return [model_view(spec, []) for spec in options.discover_models(settings)]
+
+
+def _range(entry: Model, field: str) -> str:
+    """The default, and the range around it where there is one."""
+    default, limits = entry.defaults.get(field), entry.limits.get(field)
+    if default is None or limits is None:
+        return ""
+    if limits["minimum"] == limits["maximum"]:
+        return f"{default:g}"
+    return f"{default:g} ({limits['minimum']:g}..{limits['maximum']:g})"

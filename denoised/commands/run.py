@@ -10,20 +10,12 @@ import typer
 
 from denoised import clip_options, options
 from denoised.errors import CommandError
+from denoised.formats import SUFFIXES, format_of, suffixes_of
 
 if TYPE_CHECKING:
+    from denoised.api_errors import ApiError
     from denoised.client import Client
     from server.schemas import Job
-
-FORMATS = {
-    ".png": "png",
-    ".jpg": "jpeg",
-    ".jpeg": "jpeg",
-    ".webp": "webp",
-    ".mp4": "mp4",
-    ".webm": "webm",
-}
-SUFFIXES = {"png": ".png", "jpeg": ".jpg", "webp": ".webp", "mp4": ".mp4", "webm": ".webm"}
 
 
 def run(
@@ -78,9 +70,11 @@ def run(
 
     Without --url, a server that is already running on this machine is used; if there is none, or
     MODEL is a folder or file that it does not offer, a private one is started for this command and
-    stopped afterwards.
+    stopped afterwards. With --data-dir, only a server on that directory is used.
     """
     settings = options.load_settings(data_dir=data_dir)
+    hint = "change it or give --format"
+    chosen = format_of(output, "-o/--output", hint=hint) if output and not format else None
     fields = {
         "prompt": prompt,
         "negative_prompt": negative,
@@ -91,7 +85,7 @@ def run(
         "seed": seed,
         "sampler": sampler,
         "num_images": n,
-        "output_format": format or _format_of(output),
+        "output_format": format or chosen,
         "num_frames": frames,
         "fps": fps,
         "flow_shift": flow_shift,
@@ -118,7 +112,10 @@ def run(
     from denoised.connect import connect
     from denoised.follow import describe_output, open_view
 
-    with open_view() as view, connect(url, model, settings, view.note) as connection:
+    with (
+        open_view() as view,
+        connect(url, model, settings, view.note, only_data_dir=data_dir is not None) as connection,
+    ):
         client = connection.client
         request |= clip_options.upload_files(client, media)
         try:
@@ -131,7 +128,8 @@ def run(
             )
         except ApiError as error:
             if (error.param or "").startswith("input."):
-                raise clip_options.refused(error) from None
+                by_suffix = output if chosen else None
+                raise _refused(error, client, connection.model_id, by_suffix) from None
             raise
         job = _follow_or_cancel(client, job.id, view)
         files = _save(client, job, output) if job.status == "succeeded" else []
@@ -154,16 +152,15 @@ def _follow_or_cancel(client: Client, job_id: str, view: Any) -> Job:
         raise
 
 
-def _format_of(output: Path | None) -> str | None:
-    if output is None:
-        return None
-    if output.suffix.lower() not in FORMATS:
-        raise CommandError(
-            f"--output: the suffix {output.suffix!r} is none of {', '.join(FORMATS)}; "
-            "change it or give --format",
-            exit_code=2,
-        )
-    return FORMATS[output.suffix.lower()]
+def _refused(error: ApiError, client: Client, model: str, output: Path | None) -> CommandError:
+    """The server's refusal of fields; `output` is the file whose suffix chose the format."""
+    param = "input.output_format"
+    if output is None or param not in (error.param, *(param for param, _ in error.errors)):
+        return clip_options.refused(error)
+    formats = client.model(model).input_schema["properties"]["output_format"]["enum"]
+    suffixes = ", ".join(suffixes_of(formats))
+    text = f"-o/--output: {model} cannot make {output.suffix}, but {suffixes}"
+    return clip_options.refused(error, {param: text})
 
 
 def _make_folder(folder: Path) -> None:
@@ -171,7 +168,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CommandError(
-            f"--output: cannot make {folder}: {error.strerror}", exit_code=2
+            f"-o/--output: cannot make {folder}: {error.strerror}", exit_code=2
         ) from None
 
 

@@ -172,8 +172,13 @@ def _allowed_in_clips(spec: ModelSpec, name: str) -> str | None:
 
 
 def _in_range(parameter: IntParameter | FloatParameter) -> str:
+    """What a parameter may be, in words: its range, or the one value where there is no other."""
     if isinstance(parameter, FloatParameter):
+        if parameter.minimum == parameter.maximum:
+            return f"{parameter.minimum:g}"
         return f"a number from {parameter.minimum:g} to {parameter.maximum:g}"
+    if parameter.minimum == parameter.maximum:
+        return str(parameter.minimum)
     text = f"a whole number from {parameter.minimum} to {parameter.maximum}"
     return text if parameter.multiple_of == 1 else f"{text} in steps of {parameter.multiple_of}"
 

@@ -107,10 +107,27 @@ def test_an_unknown_model_is_refused_before_anything_starts(tmp_path):
     assert not (tmp_path / "d").exists()
 
 
+@pytest.mark.parametrize("name", ["./nosuch", "nosuch.gguf", "~/nosuch/model.safetensors"])
+def test_a_model_that_can_only_be_a_path_is_said_to_be_missing(name, tmp_path):
+    for command in (("run", name, "p"), ("serve", "--model", name)):
+        line = refusal(*command, "--data-dir", tmp_path / "d", exit_code=2, DENOISED_PORT="1")
+        assert line == f"denoised: {name}: no such file or folder"
+    assert not (tmp_path / "d").exists()
+
+
 def test_an_unknown_output_format_is_refused_before_anything_starts(tmp_path):
     line = refusal("run", "sana-demo", "a prompt", "-o", tmp_path / "picture.gif", exit_code=2)
     assert "'.gif'" in line
     assert ".png" in line
+
+
+@pytest.mark.parametrize("option", ["--clip", "--picture"])
+def test_the_demo_refuses_what_it_cannot_write_before_anything_starts(option, tmp_path):
+    data_dir = tmp_path / "d"
+    line = refusal("demo", option, tmp_path / "foo.gif", "--data-dir", data_dir, exit_code=2)
+    suffixes = ".webp, .mp4, .webm" if option == "--clip" else ".png, .jpg, .jpeg, .webp"
+    assert line == f"denoised: {option}: the suffix '.gif' is none of {suffixes}; change it"
+    assert not data_dir.exists()
 
 
 def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
@@ -120,12 +137,15 @@ def test_an_output_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", [("jobs", "list"), ("jobs", "show", "job_1"), ("run", "sana-demo", "a prompt")]
+    "command",
+    [("jobs", "list"), ("jobs", "show", "job_1"), ("run", "sana-demo", "a prompt"), ("demo",)],
 )
 def test_a_server_that_is_not_there_is_named(command):
     with socket.create_server(("127.0.0.1", 0)) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    assert refusal(*command, "--url", url, exit_code=1) == f"denoised: no server answers at {url}"
+    told = f"denoised: no server answers at {url}"
+    assert refusal(*command, "--url", url, exit_code=1) == told
+    assert refusal(*command, exit_code=1, DENOISED_URL=url) == told
 
 
 def test_a_picture_without_recipe_and_a_missing_file_are_told_apart(tmp_path):

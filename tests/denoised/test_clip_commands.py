@@ -41,13 +41,13 @@ def job(status, **fields):
     return Reply(body=json.dumps(base | fields).encode())
 
 
-def model_list():
-    entry = {
+def model():
+    return {
         "id": "clips", "object": "model", "family": "wan-vace", "task": "video", "description": "",
-        "limits": {}, "defaults": {}, "samplers": [], "input_schema": {},
+        "limits": {}, "defaults": {}, "samplers": [],
+        "input_schema": {"properties": {"output_format": {"enum": ["mp4", "webm"]}}},
         "residency": {"state": "resident", "mode": "packed", "workers": 1, "error": None},
     }  # fmt: skip
-    return Reply(body=json.dumps({"object": "list", "data": [entry]}).encode())
 
 
 def problem(status, code, detail, **fields):
@@ -64,7 +64,9 @@ class Script:
 
     def __call__(self, method, path, headers):
         if path == "/v1/models":
-            return model_list()
+            return Reply(body=json.dumps({"object": "list", "data": [model()]}).encode())
+        if path == "/v1/models/clips":
+            return Reply(body=json.dumps(model()).encode())
         if path == "/v1/files":
             if "upload" in self.refuse:
                 return self.refuse["upload"]
@@ -199,24 +201,48 @@ def test_an_upload_that_the_server_refuses_names_option_and_file(tmp_path):
         ("input.mask", "--mask"),
         ("input.flow_shift", "--flow-shift"),
         ("input.num_inference_steps", "--steps"),
+        ("input.prompt", "PROMPT"),
+        ("input.output_format", "--format"),
     ],
 )
 def test_a_refused_field_is_told_by_its_option(tmp_path, param, option):
     reply = problem(422, "invalid_input", f"{param} must be something else", param=param)
     with scripted_server(Script(submit=reply)) as server:
-        error = invoke(server, "run", "clips", "p", "-o", tmp_path / "a.mp4")
+        output = ("-o", tmp_path / "a.mp4", "--format", "mp4")
+        error = invoke(server, "run", "clips", "p", *output)
     assert str(error) == f"{option}: {param} must be something else"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PNG"])
+def test_a_suffix_that_the_model_cannot_make_is_told_with_those_it_can(tmp_path, name):
+    param = "input.output_format"
+    reply = problem(422, "invalid_input", f"{param} must be one of mp4, webm", param=param)
+    with scripted_server(Script(submit=reply)) as server:
+        error = invoke(server, "run", "clips", "p", "-o", tmp_path / name)
+    suffix = name.removeprefix("a")
+    assert str(error) == f"-o/--output: clips cannot make {suffix}, but .mp4, .webm"
+
+
+def test_several_refused_fields_are_told_by_an_option_each(tmp_path):
+    errors = [
+        {"param": "input.prompt", "message": "input.prompt is empty"},
+        {"param": "input.num_frames", "message": "input.num_frames must be 9"},
+    ]
+    reply = problem(422, "invalid_input", "two", param="input.prompt", errors=errors)
+    with scripted_server(Script(submit=reply)) as server:
+        error = invoke(server, "run", "clips", "", "-o", tmp_path / "a.mp4")
+    assert str(error) == "PROMPT: input.prompt is empty; --frames: input.num_frames must be 9"
 
 
 def test_fields_map_to_options_that_exist():
     help_text = CliRunner().invoke(app, ["run", "--help"], env={"COLUMNS": "200"}).output
     fields = (
-        "width", "height", "seed", "sampler", "first_frame", "last_clip", "control_video",
+        "prompt", "width", "height", "seed", "sampler", "first_frame", "last_clip", "control_video",
         "outpaint", "layout", "num_images", "output_format", "guidance_scale", "negative_prompt",
     )  # fmt: skip
     for field in fields:
         for option in option_of(f"input.{field}").split("/"):
-            assert re.search(rf"{option}\b", help_text), field
+            assert re.search(rf"{option}\b", help_text, re.IGNORECASE), field
 
 
 @pytest.mark.parametrize("text", ["", "1", "1,2,3", "1,2,3,4,5", "a,b,c,d"])

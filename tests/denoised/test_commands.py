@@ -12,6 +12,7 @@ from PIL import Image
 
 from denoised.client import ApiError
 from tests.denoised.conftest import ENDLESS_STEPS, denoised, environment, until
+from tests.denoised.scripted_server import Reply, scripted_server
 from workers.outputs import read_recipe
 
 
@@ -75,6 +76,14 @@ def test_a_model_that_the_server_does_not_offer_is_refused_with_those_it_does(se
     assert "does not offer 'no-such', but tiny" in result.stderr
 
 
+@pytest.mark.parametrize("place", ["--url", "--data-dir"])
+def test_a_path_to_nothing_is_not_looked_for_among_the_models_of_a_server(server, place):
+    found = server.url if place == "--url" else server.data_dir
+    result = denoised("run", "./nosuch.gguf", "p", place, found)
+    assert result.returncode == 2
+    assert result.stderr == "denoised: ./nosuch.gguf: no such file or folder\n"
+
+
 def test_a_running_server_is_found_by_its_data_directory(server, tmp_path):
     result = denoised(
         *("run", "tiny", "p", "--steps", 1, "-o", tmp_path / "a.png"),
@@ -82,6 +91,18 @@ def test_a_running_server_is_found_by_its_data_directory(server, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "private server" not in result.stderr
+
+
+def test_a_server_on_another_data_directory_is_not_asked_for_the_one_named(tmp_path):
+    with scripted_server(lambda *_: Reply(500)) as other:
+        result = denoised(
+            *("run", "fake", "p", "--steps", 1, "-o", tmp_path / "a.png"),
+            *("--data-dir", tmp_path / "own"),
+            DENOISED_PORT=other.url.rpartition(":")[2],
+        )
+    assert result.returncode == 0, result.stderr
+    assert "starting a private server" in result.stderr
+    assert other.requests == []
 
 
 def test_a_folder_that_the_running_server_does_not_offer_gets_a_private_one(server, tmp_path):
@@ -121,6 +142,11 @@ def test_jobs_are_listed_shown_and_watched(server, client):
     types = [json.loads(line)["type"] for line in events]
     assert types[0] == "job.queued"
     assert types[-1] == "job.succeeded"
+
+
+def test_no_jobs_are_told_as_none(server):
+    listed = denoised("jobs", "list", "--model", "no-such", "--url", server.url)
+    assert (listed.returncode, listed.stdout) == (0, "no jobs\n"), listed.stderr
 
 
 def test_a_job_that_does_not_exist_is_refused_in_one_line(server):
@@ -177,6 +203,20 @@ def test_models_tell_their_limits_and_whether_they_are_resident(server, checkpoi
     assert str(checkpoint) not in json.dumps(entry)
 
 
+def test_the_models_listed_are_those_of_the_server(server):
+    for found in (("--url", server.url), ("--data-dir", server.data_dir)):
+        listed = denoised("models", "list", *found)
+        assert [line.split()[0] for line in listed.stdout.splitlines()] == ["model", "tiny"]
+        [entry] = json.loads(denoised("models", "list", "--json", *found).stdout)
+        assert (entry["id"], entry["residency"]["state"]) == ("tiny", "resident")
+
+
+def test_a_model_asked_for_that_the_server_lacks_is_listed_as_such(server):
+    listed = denoised("models", "list", "--model", "fake", "--url", server.url)
+    assert [line.split()[0] for line in listed.stdout.splitlines()] == ["model", "fake"]
+    assert "not offered" in listed.stdout
+
+
 def test_models_are_listed_without_a_server(checkpoint, tmp_path):
     listed = denoised(
         "models", "list", "--model", checkpoint, DENOISED_PORT="1", DENOISED_DATA_DIR=str(tmp_path)
@@ -184,6 +224,7 @@ def test_models_are_listed_without_a_server(checkpoint, tmp_path):
     assert listed.returncode == 0
     assert "tiny" in listed.stdout
     assert "no server" in listed.stdout
+    assert listed.stderr.startswith("no server answers at http://127.0.0.1:1: these are models on")
 
 
 def test_a_finished_job_can_be_deleted_through_the_client(client):

@@ -18,6 +18,12 @@ def test_a_held_directory_tells_who_holds_it(tmp_path):
     assert instance.find(tmp_path) is None
 
 
+def test_a_refusal_names_both_ways_to_choose_another_directory(tmp_path):
+    told = str(instance.already_running(tmp_path, None))
+    assert "--data-dir" in told
+    assert "DENOISED_DATA_DIR" in told
+
+
 def test_a_second_holder_is_refused_by_name(tmp_path):
     with (
         instance.hold(tmp_path, "http://127.0.0.1:1"),

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from config.settings import Settings
+from config.settings import Settings, default_data_dir
 from denoised.client import Client
 from denoised.errors import CommandError
-from denoised.exposure import check_exposure
+from denoised.exposure import check_exposure, key_command
 from jobs.api_keys import KeyStore
+from jobs.embedded_redis import url_at
 from tests.denoised.conftest import denoised
 from tests.denoised.scripted_server import Reply, scripted_server
 
@@ -71,6 +75,43 @@ def test_a_server_that_has_keys_or_was_told_may_listen_beyond_this_machine(
     check_exposure(make_settings())
     KeyStore(redis_client).create("studio")
     check_exposure(exposed)
+
+
+def test_the_advice_to_make_a_key_leads_to_where_the_server_looks(tmp_path: Path) -> None:
+    data_dir = tmp_path / "of mine"
+    refused = denoised("serve", "--host", "0.0.0.0", "--port", 0, "--data-dir", data_dir)
+    assert refused.returncode == 2
+    [advice] = re.findall("`(denoised keys create [^`]*)`", refused.stderr)
+    assert denoised(*shlex.split(advice)[1:]).returncode == 0
+    listed = denoised("keys", "list", "--data-dir", data_dir)
+    assert "NAME" in listed.stdout
+
+
+def test_the_advice_names_neither_the_usual_directory_nor_a_password(
+    make_settings: MakeSettings, url: str
+) -> None:
+    usual = default_data_dir()
+    exposed = make_settings(host="0.0.0.0", data_dir=usual)
+    with pytest.raises(CommandError, match="`denoised keys create NAME --redis-url URL`") as told:
+        check_exposure(exposed)
+    assert url not in str(told.value)
+    assert key_command(exposed.model_copy(update={"redis_url": url_at(usual / "redis")})) == (
+        "denoised keys create NAME"
+    )
+
+
+def test_looking_for_keys_makes_no_data_directory(tmp_path: Path) -> None:
+    nowhere = tmp_path / "nowhere"
+    listed = denoised("keys", "list", "--data-dir", nowhere)
+    assert (listed.returncode, listed.stdout, listed.stderr) == (0, "no keys\n", "")
+    assert denoised("keys", "list", "--json", "--data-dir", nowhere).stdout == "[]\n"
+    revoked = denoised("keys", "revoke", "k", "--data-dir", nowhere)
+    assert (revoked.returncode, revoked.stderr) == (1, "denoised: no API key 'k'\n")
+    assert not nowhere.exists()
+
+
+def test_no_keys_in_a_redis_are_told_as_none(url: str) -> None:
+    assert denoised("keys", "list", "--redis-url", url).stdout == "no keys\n"
 
 
 def test_a_client_sends_the_key_it_is_given_or_that_of_the_environment(

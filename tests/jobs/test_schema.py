@@ -121,6 +121,21 @@ def test_a_refusal_names_the_field_and_what_it_may_hold(field: str, value: Any, 
     assert len(refusal.value.message) < 300
 
 
+def test_a_range_of_one_value_is_told_as_that_value() -> None:
+    spec = SPEC.model_copy(
+        update={
+            "width": IntParameter(default=256, minimum=256, maximum=256, multiple_of=32),
+            "guidance_scale": FloatParameter(default=4.5, minimum=4.5, maximum=4.5),
+        }
+    )
+    with pytest.raises(InvalidInput) as refusal:
+        resolve_input(spec, {"prompt": "x", "width": 512, "guidance_scale": 2})
+    assert {error.message for error in refusal.value.errors} == {
+        "input.width must be 256; got 512",
+        "input.guidance_scale must be 4.5; got 2",
+    }
+
+
 def test_a_missing_prompt_is_said_to_be_required() -> None:
     with pytest.raises(InvalidInput, match=r"input\.prompt is required"):
         resolve_input(SPEC, {})

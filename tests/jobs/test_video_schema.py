@@ -235,6 +235,14 @@ def test_a_refusal_names_the_field_and_the_rule(
     assert f"input.{param.partition('.')[0]}" in refused.message
 
 
+def test_a_length_that_cannot_be_chosen_is_told_as_that_length() -> None:
+    assert SPEC.video is not None
+    only = SPEC.video.num_frames.model_copy(update={"default": 9, "minimum": 9, "maximum": 9})
+    spec = SPEC.model_copy(update={"video": SPEC.video.model_copy(update={"num_frames": only})})
+    with pytest.raises(InvalidInput, match=r"^input\.num_frames must be 9, or null; got 17$"):
+        resolve_input(spec, {"prompt": "x", "num_frames": 17})
+
+
 @pytest.mark.parametrize(
     "fields",
     [
