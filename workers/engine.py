@@ -37,6 +37,7 @@ from workers.parking import Parking
 from workers.posted_verdicts import PostedVerdicts
 from workers.previews import Previews
 from workers.reading import Read, ReadingQueue, State
+from workers.reports import Reports
 from workers.roster import Roster
 from workers.scheduler import leader, open_ranks, schedule
 from workers.settling import Settling
@@ -89,7 +90,6 @@ class Engine:
         self._capacity = capacity
         self._max_attempts = max_attempts
         self._parking = Parking(pipelines, device, waiting_bytes)
-        self._previews = Previews(pipelines, preview_seconds)
         self._verdicts = verdicts = PostedVerdicts(alive)
         self._solo = SoloStages(pipelines, device, self._parking, verdicts, clock)
         self._stepping = Stepping(pipelines, device, limits, self._parking, verdicts, clock)
@@ -100,6 +100,7 @@ class Engine:
         self._held: tuple[ClaimedJob, ...] = ()
         self._last_step_seconds = 0.0
         self._speeds = FinishSpeeds()
+        self._reports = Reports(Previews(pipelines, preview_seconds), self._speeds, clock)
 
     @property
     def is_idle(self) -> bool:
@@ -191,13 +192,11 @@ class Engine:
 
         So do those that are still expected: a drain leaves the load.
         """
-
-        def is_late(member: Member) -> bool:
-            return member.generation is not None and (
-                member.least_seconds(self._speeds.seconds_after(member)) > seconds
-            )
-
-        return [m.job for m in self._members.values() if m.stage is Stage.LOADING or is_late(m)]
+        return [
+            m.job
+            for m in self._members.values()
+            if m.stage is Stage.LOADING or self._speeds.is_late(m, seconds)
+        ]
 
     def save(self, jobs: Collection[ClaimedJob], timeout: float) -> None:
         """Take checkpoints of `jobs` now; waits for them for at most `timeout` seconds."""
@@ -344,19 +343,7 @@ class Engine:
         self, members: Sequence[Member], stage: Stage, load: ModelLoad | None = None
     ) -> bool:
         """One round trip for all of `members`; True if any may go on."""
-        now = self._clock()
-        verdicts = self._sink.report(
-            [
-                m.progress(
-                    stage,
-                    now,
-                    preview=self._previews.of(m, now),
-                    seconds_after=self._speeds.seconds_after(m),
-                    load=load,
-                )
-                for m in members
-            ]
-        )
+        verdicts = self._sink.report(self._reports.of(members, stage, load))
         for member, verdict in zip(members, verdicts, strict=True):
             self._obey(member, verdict)
         return any(m.job.execution_id in self._members for m in members)

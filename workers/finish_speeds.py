@@ -25,3 +25,9 @@ class FinishSpeeds:
     def seconds_after(self, member: Member) -> float:
         """Expected seconds from the job's last step to its stored files; 0 until measured."""
         return member.num_pixels * self._seconds_per_pixel.get(member.job.model, 0.0)
+
+    def is_late(self, member: Member, seconds: float) -> bool:
+        """Whether a job needs more than `seconds` to its end even alone, as far as measured."""
+        if member.generation is None:
+            return False
+        return member.least_seconds(self.seconds_after(member)) > seconds
