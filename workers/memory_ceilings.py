@@ -8,16 +8,12 @@ that cannot be read or written costs nothing but that.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any
 
-import structlog
-
-log = structlog.get_logger(__name__)
+from workers.json_file import read_json, write_json
 
 FORGET_SECONDS = 7 * 86_400.0
 """Whatever filled the memory then may be gone by now."""
@@ -46,26 +42,20 @@ class MemoryCeilings:
         known = self.of(key)
         entry = {"images": images if known is None else min(images, known), "at": self._clock()}
         self._known = {**self._read(), self._name(key): entry}
-        temporary = self._path.with_name(f"{self._path.name}.{os.getpid()}")
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            temporary.write_text(json.dumps(self._known, indent=1))
-            temporary.replace(self._path)
-        except OSError as error:
-            log.warning("cannot remember what ran out of memory", error=str(error))
+        write_json(self._path, self._known)
 
     def _name(self, key: Hashable) -> str:
         # Keys are nested tuples of plain values, whose text is the same in every process.
         return f"{self._device} {key!r}"
 
     def _read(self) -> dict[str, dict[str, Any]]:
+        known = read_json(self._path)
         try:
-            known = json.loads(self._path.read_bytes())
             oldest = self._clock() - FORGET_SECONDS
             return {
                 str(name): entry
                 for name, entry in known.items()
                 if float(entry["at"]) > oldest and int(entry["images"]) >= 1
             }
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             return {}

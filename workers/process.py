@@ -41,6 +41,7 @@ from workers.failures import one_line
 from workers.heartbeat import Heartbeat, Pulse
 from workers.isolation import Isolation
 from workers.load_notices import LoadNotices
+from workers.load_speeds import LoadSpeeds
 from workers.model_switching import LOOK_SECONDS, ModelSwitching
 from workers.residency import Residents
 from workers.steady_sink import SteadySink
@@ -116,6 +117,7 @@ class Worker:
         self._residents = Residents(
             device,
             settings.data_dir / "checkpoints.json",
+            LoadSpeeds(settings.data_dir / "load_speeds.json", device.model_name),
             budget_bytes=settings.model_memory_bytes,
             load=load,
             weigh=weigh,

@@ -8,15 +8,14 @@ its outputs. Submitting `recipe["input"]` to the same model yields that output; 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from jobs.types import ClaimedJob
 from workers.device import Device
+from workers.json_file import read_json, write_json
 
 _IDENTITY = ("model", "checkpoint", "dtype", "residency")
 _EXACT_IDENTITY = (*_IDENTITY, "denoised", "torch", "device")
@@ -66,7 +65,8 @@ def checkpoint_digest(folder: Path, parts: Sequence[Path], cache: Path) -> str:
     the JSON file `cache` under its path, size and modification time, since hashing takes about a
     second per gigabyte. Raises OSError when a file cannot be read.
     """
-    known = _read_cache(cache)
+    cached = read_json(cache)
+    known = cached if isinstance(cached, dict) else {}
     lines, used = [], {}
     for path in sorted({path for part in parts for path in _weight_files(part)}):
         stat = path.stat()
@@ -74,7 +74,7 @@ def checkpoint_digest(folder: Path, parts: Sequence[Path], cache: Path) -> str:
         digest = used[key] = known.get(key) or _sha256(path)
         lines.append(f"{digest}  {path.relative_to(folder).as_posix()}\n")
     if not used.items() <= known.items():
-        _write_cache(cache, {**known, **used})
+        write_json(cache, {**known, **used})
     return "sha256:" + hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -87,22 +87,6 @@ def _weight_files(part: Path) -> Iterable[Path]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_cache(cache: Path) -> dict[str, str]:
-    try:
-        known = json.loads(cache.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return known if isinstance(known, dict) else {}
-
-
-def _write_cache(cache: Path, digests: Mapping[str, str]) -> None:
-    # Several workers may start at once: each writes a file of its own and renames it into place.
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(digests))
-    temporary.replace(cache)
 
 
 def _version(distribution: str) -> str:

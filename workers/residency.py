@@ -22,6 +22,7 @@ from models.loading import weights_of
 from models.pipeline import Pipeline
 from workers import metrics
 from workers.device import Device, is_out_of_memory
+from workers.load_speeds import LoadSpeeds
 from workers.model_choice import Warm, models_to_evict
 from workers.recipe import Recipes, checkpoint_digest
 
@@ -40,14 +41,16 @@ class Residents:
 
     `pipelines` are those resident now, `cold` the specs that would be loaded for a job; `recipes`
     of a model outlive its eviction. `digests` is the file that remembers the digests of weight
-    files, `load` makes a pipeline of a spec, `weigh` tells its bytes before it is loaded, each load
-    runs inside `telling(model, load)`. The main thread changes all this, any thread may read it.
+    files, `speeds` knows how fast earlier loads were, `load` makes a pipeline of a spec, `weigh`
+    tells its bytes before it is loaded, each load runs inside `telling(model, load)`. The main
+    thread changes all this, any thread may read it.
     """
 
     def __init__(
         self,
         device: Device,
         digests: Path,
+        speeds: LoadSpeeds,
         *,
         budget_bytes: int | None = None,
         load: Callable[..., Pipeline] = loading.load,
@@ -61,6 +64,7 @@ class Residents:
         self.cold: dict[str, ModelSpec] = {}
         self._device = device
         self._digests = digests
+        self._speeds = speeds
         self._budget_bytes = budget_bytes
         self._load = load
         self._weigh = weigh
@@ -70,7 +74,6 @@ class Residents:
         self._bytes: dict[str, int] = {}
         self._measured: dict[str, int] = {}
         self._last_used: dict[str, float] = {}
-        self._loaded_bytes, self._load_seconds = 0, 0.0
 
     def load(self, specs: Sequence[ModelSpec]) -> None:
         """Load specs in turn while they fit, the first in any case; failures are only noted."""
@@ -103,10 +106,9 @@ class Residents:
         self._last_used.update(dict.fromkeys(models, self._clock()))
 
     def expected(self, model: str) -> ModelLoad:
-        """What loading a cold model takes; no ETA before the first load was timed."""
+        """What loading a model takes; no ETA before the first load on this kind of device."""
         size = self._bytes[model]
-        rate = self._loaded_bytes / self._load_seconds if self._load_seconds else 0.0
-        return ModelLoad(size, round(size / rate, 3) if rate else None)
+        return ModelLoad(size, self._speeds.seconds(size))
 
     def to_evict(self, model: str, seconds_left: Mapping[str, float]) -> tuple[str, ...]:
         """Which resident models make room for `model`; `seconds_left` of those with work."""
@@ -170,8 +172,7 @@ class Residents:
                 self._refuse(spec, error)
             return False
         seconds = self._clock() - started
-        self._loaded_bytes += self._bytes[spec.id]
-        self._load_seconds += seconds
+        self._speeds.observe(self._bytes[spec.id], seconds)
         if before is not None:
             self._bytes[spec.id] = self._device.memory_bytes()["allocated"] - before
             self._measured[spec.id] = self._bytes[spec.id]

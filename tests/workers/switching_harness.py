@@ -15,6 +15,7 @@ from models.pipeline import Pipeline
 from workers.heartbeat import Pulse
 from workers.isolation import Isolation
 from workers.load_notices import LoadNotices
+from workers.load_speeds import LoadSpeeds
 from workers.model_switching import LOOK_SECONDS, ModelSwitching
 from workers.residency import Residents
 
@@ -110,6 +111,7 @@ class Scene:
         self.residents = Residents(
             CPU,
             tmp_path / "digests.json",
+            LoadSpeeds(tmp_path / "load_speeds.json", "cpu"),
             budget_bytes=budget,
             load=self.load,
             weigh=lambda spec: 100,

@@ -17,6 +17,7 @@ from jobs.types import ClaimedJob, ModelLoad, Priority, Stage, Status, Verdict
 from models.errors import CheckpointError
 from workers.device import Device
 from workers.isolation import MADE_ROOM
+from workers.load_speeds import LoadSpeeds
 from workers.model_choice import GRACE_SECONDS
 from workers.model_switching import CLAIMED_AHEAD, NOT_LOADED
 from workers.residency import Residents
@@ -310,6 +311,7 @@ def test_only_the_measured_bytes_of_resident_models_are_told(tmp_path: Path) -> 
         return Residents(
             device,
             tmp_path / "digests.json",
+            LoadSpeeds(tmp_path / "load_speeds.json", "cpu"),
             budget_bytes=10_000,
             load=lambda spec, **_: FakePipeline(spec),
             weigh=lambda spec: 100,
