@@ -9,14 +9,13 @@ model see `bench.gpu_check_wan`. `make gpu-check ARGS="wan_kernels wan_1_3b"` ru
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
-import time
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
+from bench import gpu_check_wan
+from bench.device_timing import median_milliseconds
 from models.sana.transformer import SanaTransformer, SanaTransformerConfig
 
 SANA_600M = {
@@ -40,7 +39,6 @@ SMALL = SANA_600M | {
     "sample_size": 8,
 }
 TEXT_TOKENS = 300
-ROUNDS = 15
 FLOAT32_TOLERANCE = 1e-4
 BFLOAT16_ERROR_RATIO = 1.1
 GREY_LEVELS = 2
@@ -76,27 +74,6 @@ def relative_error(value: torch.Tensor, reference: torch.Tensor) -> float:
     """Relative L2 error, computed in float64 on the CPU."""
     value, reference = value.double().cpu(), reference.double().cpu()
     return float((value - reference).norm() / reference.norm())
-
-
-def median_milliseconds(
-    variants: Mapping[str, Callable[[], object]], device: torch.device, rounds: int | None = None
-) -> dict[str, float]:
-    """Median time of each variant, taken in turns after two rounds of warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for round_number in range((rounds or ROUNDS) + 2):
-        for name, call in variants.items():
-            _wait(device)
-            started = time.perf_counter()
-            call()
-            _wait(device)
-            if round_number >= 2:
-                times[name].append(1000 * (time.perf_counter() - started))
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def check_float32(device: torch.device, shape: dict[str, Any] = SMALL) -> dict[str, Any]:
@@ -202,8 +179,6 @@ def agrees(figures: Any) -> bool:
 
 def main() -> int:
     """0 when the GPU agrees with the CPU, 1 when it does not, 2 without a GPU."""
-    from bench import gpu_check_wan
-
     parts = {"sana": check_sana} | gpu_check_wan.PARTS
     parser = argparse.ArgumentParser(prog="python -m bench.gpu_check", description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"all, or some of {', '.join(parts)}")

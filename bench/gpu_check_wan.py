@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from bench.gpu_check import median_milliseconds
+from bench.device_timing import median_milliseconds
 from bench.synthetic_gguf import (
     VACE_1_3B,
     VACE_14B,

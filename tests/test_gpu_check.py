@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from bench import (
+    device_timing,
     gpu_check,
     gpu_check_wan,
 )
@@ -27,7 +28,7 @@ def test_the_gpu_check_computes_the_same_network_twice():
 
 
 def test_the_gpu_check_pairs_our_step_with_the_reference(monkeypatch):
-    monkeypatch.setattr(gpu_check, "ROUNDS", 1)
+    monkeypatch.setattr(device_timing, "ROUNDS", 1)
     shape = gpu_check.SMALL | {"num_layers": 1}
     figures = gpu_check.check_bfloat16(torch.device("cpu"), 4, shape)
     assert figures["size_px"] == 128
@@ -58,7 +59,7 @@ def one_thread():
 
 @pytest.fixture
 def cpu(monkeypatch) -> torch.device:
-    monkeypatch.setattr(gpu_check, "ROUNDS", 1)
+    monkeypatch.setattr(device_timing, "ROUNDS", 1)
     return torch.device("cpu")
 
 
