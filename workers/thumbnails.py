@@ -24,6 +24,9 @@ THUMBNAIL_SIDE = 256
 STRIP_FRAMES = 9
 """Frames shown in a strip at most, the first and the last among them."""
 
+STRIP_GAP = 4
+"""Pixels of white between two frames of a strip: on a plain ground they would be one picture."""
+
 _QUALITY = 85
 
 
@@ -38,7 +41,7 @@ def variants(medium: Image | Clip) -> dict[str, bytes]:
 
     shown = [fromarray(medium.frames[index]) for index in strip_indices(len(medium.frames))]
     middle = fromarray(medium.frames[len(medium.frames) // 2])
-    strip = _sheet([_within(frame, THUMBNAIL_SIDE) for frame in shown], len(shown))
+    strip = _sheet([_within(frame, THUMBNAIL_SIDE) for frame in shown], len(shown), STRIP_GAP)
     return {
         THUMBNAIL: _jpeg(_within(middle, THUMBNAIL_SIDE), _QUALITY),
         FRAMES: _jpeg(strip, _QUALITY),
@@ -76,14 +79,15 @@ def preview_jpeg(
         side = side * 3 // 4
 
 
-def _sheet(images: Sequence[Image], columns: int) -> Image:
+def _sheet(images: Sequence[Image], columns: int, gap: int = 0) -> Image:
     from PIL.Image import new
 
     rows = -(-len(images) // columns)
     width, height = images[0].size
-    sheet = new("RGB", (columns * width, rows * height))
+    size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
+    sheet = new("RGB", size, "white" if gap else "black")
     for index, image in enumerate(images):
-        sheet.paste(image, (index % columns * width, index // columns * height))
+        sheet.paste(image, (index % columns * (width + gap), index // columns * (height + gap)))
     return sheet
 
 

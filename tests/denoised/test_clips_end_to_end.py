@@ -21,6 +21,7 @@ from jobs.blobs import FileBlobStore
 from jobs.connections import connect
 from jobs.keeper import Keeper
 from models.pipeline import Clip
+from workers.thumbnails import STRIP_GAP
 from workers.video_outputs import encode_clip
 
 
@@ -80,7 +81,7 @@ def test_media_go_up_and_a_clip_comes_down_that_carries_its_recipe(server, tmp_p
         thumbnail = Image.open(io.BytesIO(client.download(job.id, variant="thumbnail")))
         assert (thumbnail.format, thumbnail.size) == ("JPEG", (64, 64))
         strip = Image.open(io.BytesIO(client.download(job.id, variant="frames")))
-        assert strip.size == (9 * 64, 64)
+        assert strip.size == (9 * 64 + 8 * STRIP_GAP, 64)
         events = list(client.watch(job.id))
         assert "job.preview" in [event.type for event in events]
         assert events[-1].data["outputs"][0]["num_frames"] == 13

@@ -7,6 +7,7 @@ import numpy
 from PIL import Image
 
 from tests.denoised.conftest import denoised
+from workers.thumbnails import STRIP_GAP
 
 BLUE = (45, 80, 220)
 RED = (220, 40, 40)
@@ -43,7 +44,7 @@ def test_the_demo_leaves_a_picture_and_a_clip_of_what_was_asked_for(tmp_path):
         assert_is_red_on_blue(frame)
     assert column_of(RED, last) > column_of(RED, first) + frames[0].shape[1] / 8
     with Image.open(strip) as image:
-        assert image.size == (9 * frames[0].shape[1], frames[0].shape[0])
+        assert image.size == (9 * frames[0].shape[1] + 8 * STRIP_GAP, frames[0].shape[0])
 
 
 def assert_is_red_on_blue(pixels):

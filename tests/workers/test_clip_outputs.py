@@ -19,7 +19,7 @@ from models.pipeline import Clip
 from workers import video_outputs
 from workers.outputs import RecipeNotFound, read_recipe
 from workers.recipe import Recipes
-from workers.thumbnails import strip_indices, variants
+from workers.thumbnails import STRIP_GAP, strip_indices, variants
 from workers.video_outputs import EncodedClip, codec_of, encode_clip
 
 FORMATS = ("mp4", "webm", "webp")
@@ -252,8 +252,11 @@ def test_a_strip_shows_at_most_nine_frames_from_the_first_to_the_last() -> None:
     thumbnail = Image.open(io.BytesIO(small["thumbnail"]))
     strip = Image.open(io.BytesIO(small["frames"]))
     assert (thumbnail.format, thumbnail.size) == ("JPEG", (256, 64))
-    assert (strip.format, strip.size) == ("JPEG", (9 * 256, 64))
-    shown = np.asarray(strip).reshape(64, 9, 256, 3)
+    assert (strip.format, strip.size) == ("JPEG", (9 * 256 + 8 * STRIP_GAP, 64))
+    pixels = np.pad(np.asarray(strip), ((0, 0), (0, STRIP_GAP), (0, 0)))
+    framed = pixels.reshape(64, 9, 256 + STRIP_GAP, 3)
+    shown, gaps = framed[:, :, :256], framed[:, :8, 256:]
+    assert gaps.mean() > 200
     # The disc is orange: where red is strong it stands, further right in every frame.
     places = [(shown[:, n, :, 0] > 180).any(axis=0).nonzero()[0].mean() for n in range(9)]
     assert places == sorted(places)

@@ -21,6 +21,7 @@ from jobs.blobs import variant_key
 from jobs.types import Stage, Status, Verdict
 from workers.background import BackgroundThread
 from workers.storing import StoringStuck
+from workers.thumbnails import STRIP_GAP
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,7 @@ def test_a_clip_passes_all_stages_and_its_output_tells_what_it_is(
     assert output.bytes == len(bench.blobs[output.key])
     assert output.variants == ("thumbnail", "frames")
     strip = Image.open(io.BytesIO(bench.blobs[variant_key(output.key, "frames")]))
-    assert strip.size == (9 * 64, 64)
+    assert strip.size == (9 * 64 + 8 * STRIP_GAP, 64)
 
 
 def test_the_stored_clip_shows_the_frames_of_the_pipeline() -> None:
