@@ -26,7 +26,7 @@ from jobs.api_keys import ANONYMOUS
 from jobs.blobs import FileBlobStore, output_key
 from jobs.checkpoints import checkpoint_key
 from jobs.connections import connect, connect_async
-from jobs.errors import JobActive, JobNotFound
+from jobs.errors import DeadlineTooSoon, JobActive, JobNotFound
 from jobs.events import EventHub
 from jobs.keeper import BATCH, Keeper
 from jobs.lease import LeaseClient
@@ -145,7 +145,8 @@ class Load:
                 await asyncio.sleep(0.01)
             batch = [self._new_job(submitted + n) for n in range(min(due, BATCH_OF_SUBMITS))]
             submitted += len(batch)
-            await asyncio.gather(*(store.submit(job) for job in batch))
+            taken = await asyncio.gather(*(self._submit(store, job) for job in batch))
+            batch = [job for job, is_taken in zip(batch, taken, strict=True) if is_taken]
             for number, job in enumerate(batch, start=submitted - len(batch)):
                 await self._disturb(store, job, random.Random(f"{self._seed} {number}"), later)
             if batch and len(watching) < WATCHERS:
@@ -160,6 +161,15 @@ class Load:
             await asyncio.wait(watching, timeout=1.0)
         await hub.close()
         await client.aclose()
+
+    async def _submit(self, store: JobStore, job: NewJob) -> bool:
+        try:
+            await store.submit(job)
+            return True
+        except DeadlineTooSoon:
+            # On a machine that cannot keep pace so much waits that its deadline cannot be met.
+            self.counts["refused for their deadline"] += 1
+            return False
 
     def _new_job(self, number: int) -> NewJob:
         draw = random.Random(f"{self._seed} new {number}")
