@@ -14,7 +14,7 @@ from redis import Redis
 from config.settings import Settings
 from jobs import scripts
 from jobs.metrics import count_put_back
-from jobs.worker_registry import retire
+from jobs.worker_registry import forget
 
 log = logging.getLogger(__name__)
 
@@ -42,5 +42,5 @@ def take_back(redis: Redis, settings: Settings, worker: str) -> list[str]:
         count_put_back(model.decode(), CAUSE, result.decode())
         log.warning("took job %s back from %s: %s", job_id.decode(), worker, result.decode())
     # Last: should Redis go away in between, the jobs are back and the entry expires by itself.
-    retire(redis, worker)
+    forget(redis, worker)
     return taken

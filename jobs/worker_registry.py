@@ -116,6 +116,15 @@ def retire(redis: Redis, name: str) -> None:
     pipeline.execute()
 
 
+def forget(redis: Redis, name: str) -> None:
+    """Takes a dead worker off the list, unless its last word was that it serves no model.
+
+    Then it says why, which is to be read for as long as the entry lives.
+    """
+    if _queues_in(redis.hget(keys.worker(name), "queues")):
+        retire(redis, name)
+
+
 def forget_dead(redis: Redis) -> None:
     """Takes workers that ended without retiring off RQ's sets, where they would stay for ever."""
     pipeline = redis.pipeline(transaction=False)

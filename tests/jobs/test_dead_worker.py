@@ -9,6 +9,7 @@ import pytest
 from redis import Redis
 
 from config.settings import Settings
+from jobs import keys
 from jobs.checkpoints import checkpoint_key
 from jobs.dead_worker import CAUSE, take_back
 from jobs.lease import LeaseClient
@@ -106,6 +107,18 @@ def test_a_dead_worker_is_off_every_list_and_the_others_stay(
     assert redis_client.keys(f"*{DEAD}*") == []
     for key in redis_client.keys("rq:workers*"):
         assert redis_client.smembers(key) == {b"rq:worker:here.8.aaaaaa"}
+
+
+def test_why_a_worker_could_serve_nothing_is_still_told_after_its_end(
+    redis_client: Redis, settings: Settings
+) -> None:
+    broken = WorkerInfo(
+        name=DEAD, pid=7, host="here", device="cpu", dtype="float32", model_errors={MODEL: "cut"}
+    )
+    announce(redis_client, broken)
+    take_back(redis_client, settings, DEAD)
+    [text] = redis_client.hmget(keys.worker(DEAD), "denoised")
+    assert WorkerInfo.model_validate_json(text or b"").model_errors == {MODEL: "cut"}
 
 
 async def test_a_cancel_that_the_dead_worker_had_not_heard_is_honoured(
