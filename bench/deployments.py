@@ -25,6 +25,7 @@ from redis import Redis
 from denoised import instance
 from denoised.client import Client, ClientError, JobEvent
 from jobs import keys
+from jobs.api_keys import KeyStore
 from jobs.connections import connect
 from jobs.embedded_redis import EmbeddedRedis
 from jobs.worker_registry import WorkerInfo
@@ -124,6 +125,11 @@ class Deployment:
         offered = client.models().data[0]
         self.model = offered.id
         self.most_steps = int(offered.limits["num_inference_steps"]["maximum"])
+
+    def client_with_key(self, name: str) -> Client:
+        """A client of its own for a key made now; from then on, others get 401."""
+        _, token = KeyStore(self._redis).create(name)
+        return Client(self.client.url, api_key=token)
 
     def await_workers(self, count: int, *states: str) -> None:
         """Returns when `count` living workers are in one of `states`; starts those that lack."""
