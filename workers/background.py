@@ -45,11 +45,16 @@ class BackgroundThread:
             work, future = self._waiting.get()
             if not future.set_running_or_notify_cancel():
                 continue
-            try:
-                result = work()
-            except BaseException as error:
-                future.set_exception(error)
-            else:
-                future.set_result(result)
+            _do(work, future)
             # Nothing of this job may stay in memory until the next one comes.
             del work, future
+
+
+def _do(work: Callable[[], Any], future: Future[Any]) -> None:
+    """What comes of `work` is the future's alone."""
+    try:
+        result = work()
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(result)

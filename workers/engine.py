@@ -164,8 +164,7 @@ class Engine:
         """
         self._obey_posted()
         self._settle_stored()
-        if (read := self._reading.take()) is not None:
-            self._encode(read)
+        self._encode_next()
         batch = schedule(self._unfinished, self._limits)
         if batch:
             self._unfinished.advance(batch)
@@ -225,6 +224,12 @@ class Engine:
             return
         spec = self._pipelines[member.job.model].spec
         read = self._reading.put(member, spec, self._checkpoints.fetch)
+        if read is not None:
+            self._encode(read)
+
+    def _encode_next(self) -> None:
+        """The most urgent job that has been read; what was read is let go before the next step."""
+        read = self._reading.take()
         if read is not None:
             self._encode(read)
 
@@ -382,13 +387,17 @@ class Engine:
         self._note_held()
 
     def _leave(self, member: Member) -> None:
-        """No more is computed for it, nor is any verdict on it obeyed."""
+        """No more is computed for it, nor is any verdict on it obeyed.
+
+        Its outcome may be told much later; what was computed must not take memory meanwhile.
+        """
         self._members.pop(member.job.execution_id, None)
         self._reading.discard(member)
         self._storing.discard(member)
         self._unfinished.discard(member.job.execution_id)
         self._finished.discard(member.job.execution_id)
         self._parking.discard(member)
+        member.generation = None
 
     def _all(self) -> list[Member]:
         return [*self._settling.members, *self._members.values()]

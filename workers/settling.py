@@ -33,8 +33,6 @@ class Settling:
 
     def put(self, member: Member, outcome: Outcome) -> None:
         """Take in the outcome of a job; from now on nothing else can become of it here."""
-        # What the sink cannot take for a minute must not take the device's memory meanwhile.
-        member.generation = None
         self._outcomes[member] = outcome
 
     def tell(self) -> Iterator[Member]:

@@ -27,7 +27,8 @@ class WanVaceGeneration(SampledGeneration):
     `latents` and the sampler's history are float32 [1, 16, references + latent frames, height / 8,
     width / 8]: references come first and are dropped before decoding. `text` holds the rows
     negative, positive when guided, else positive alone; `time` one row per step; `context` the
-    VACE tokens [1, N, D]; `scales` [1, VACE blocks]. `serial` tells generations of this process
+    VACE tokens [1, N, D]; `scales` [1, VACE blocks]. Of the request only three numbers stay: its
+    clips would take memory for as long as the job runs. `serial` tells generations of this process
     apart and is never given twice.
     """
 
@@ -44,7 +45,10 @@ class WanVaceGeneration(SampledGeneration):
         scales: Tensor,
     ) -> None:
         super().__init__(plan, latents)
-        self.request = request
+        self.guidance_scale = request.guidance_scale
+        self.fps = request.fps
+        self.num_references = len(request.reference_images)
+        """Latents before those of the clip."""
         self.batch_key = batch_key
         self.text = text
         self.time = time
@@ -56,11 +60,6 @@ class WanVaceGeneration(SampledGeneration):
     def is_guided(self) -> bool:
         """True when the clip takes two rows of a batch: without and with its prompt."""
         return len(self.text.bias) == 2
-
-    @property
-    def num_references(self) -> int:
-        """Latents before those of the clip."""
-        return len(self.request.reference_images)
 
 
 class BatchConditioning:
@@ -87,7 +86,7 @@ class BatchConditioning:
         self._times = [member.time for member in members]
         self.guidance_scale: Tensor | None = None
         if members[0].is_guided:
-            scales = [member.request.guidance_scale for member in members]
+            scales = [member.guidance_scale for member in members]
             device = members[0].latents.device
             self.guidance_scale = torch.tensor(scales, device=device).view(-1, 1, 1, 1, 1)
 

@@ -219,7 +219,7 @@ class WanVacePipeline:
             self._last_batch = None
         latents = member.latents[:, :, member.num_references :]
         video = decode_clip(self.autoencoder, latents, keep_going)
-        return Clip(to_frames(video[0]), member.request.fps)
+        return Clip(to_frames(video[0]), member.fps)
 
     def _velocity(
         self,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
+import weakref
+from dataclasses import replace
+from typing import Any
 
 import av
 import numpy as np
@@ -15,10 +19,12 @@ from engine_harness import (
     clip_bench,
     turn_until,
 )
+from fake_pipeline import FakeClipPipeline, FakeGeneration, FakePipeline
 from PIL import Image
 
 from jobs.blobs import variant_key
 from jobs.types import Stage, Status, Verdict
+from workers import inputs
 from workers.background import BackgroundThread
 from workers.storing import StoringStuck
 from workers.thumbnails import STRIP_GAP
@@ -204,3 +210,56 @@ def test_a_full_store_admits_nobody_before_results_have_left() -> None:
     blobs.open.set()
     turn_until(bench, lambda: bench.engine.is_idle)
     assert bench.engine.open_ranks() > 0
+
+
+def test_while_a_clip_steps_nothing_of_its_sources_is_in_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sources: list[weakref.ref[Any]] = []
+
+    def prepare(pipeline: FakePipeline, request: Any, *rest: Any) -> FakeGeneration:
+        sources.append(weakref.ref(request.first_clip.frames))
+        return FakeGeneration(replace(request, first_clip=None))
+
+    monkeypatch.setattr(FakeClipPipeline, "prepare", prepare)
+    monkeypatch.setattr(inputs, "decode_image", lambda *_, **__: np.zeros((32, 32, 3), np.uint8))
+    bench = clip_bench(readers=[BackgroundThread("reader")])
+    alive: list[bool] = []
+
+    def look() -> None:
+        gc.collect()
+        alive.append(sources[0]() is not None)
+
+    bench.pipelines["clips"].on_step = look
+    job = claimed_clip(first_frame="a", num_inference_steps=3)
+    bench.run(job)
+    assert bench.sink.status(job) is Status.SUCCEEDED
+    assert alive == [False] * 3
+
+
+@pytest.mark.parametrize("verdict", [Verdict.CANCEL, Verdict.LEASE_LOST, None])
+def test_what_was_computed_for_a_job_that_leaves_is_let_go(
+    verdict: Verdict | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generations: list[weakref.ref[Any]] = []
+
+    def prepare(pipeline: FakePipeline, request: Any, *rest: Any) -> FakeGeneration:
+        generation = FakeGeneration(request)
+        generations.append(weakref.ref(generation))
+        return generation
+
+    monkeypatch.setattr(FakePipeline, "prepare", prepare)
+    bench, job = Bench(), claimed(num_inference_steps=50)
+    bench.engine.admit(job)
+    bench.engine.turn()
+    (member,) = bench.engine._members.values()
+    assert generations[0]() is not None
+    if verdict is None:
+        bench.engine.evict()
+    else:
+        bench.engine.post(job, verdict)
+        bench.engine.turn()
+    gc.collect()
+    # Whoever still has the member does not keep its tensors.
+    assert member.job is job
+    assert generations[0]() is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -289,3 +291,17 @@ def test_batches_that_cannot_share_a_step_are_refused_before_any_work(wan_pipeli
             wan_pipeline.step([wide, done])
         with pytest.raises(TypeError, match="object is not a generation"):
             wan_pipeline.step([object()])
+
+
+def test_the_clips_of_a_request_are_let_go_once_it_is_prepared(wan_pipeline):
+    """Each may have hundreds of megabytes, of which no budget knows."""
+    sources = {"control_video": clip(), "first_clip": clip(1), "last_clip": clip(1, seed=1)}
+    asked = request(**sources, reference_images=(clip(1, seed=2),))
+    arrays = [*sources.values(), *asked.reference_images]
+    frames = [weakref.ref(source.frames) for source in arrays]
+    generation = wan_pipeline.prepare(asked)
+    wan_pipeline.step([generation])
+    del sources, asked, arrays
+    gc.collect()
+    assert [ref() is None for ref in frames] == [True] * 4
+    assert not generation.is_done
