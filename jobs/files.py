@@ -142,7 +142,9 @@ class FileStore:
         }
 
     async def touch(self, file_id: str) -> FileRecord | None:
-        """The upload with its time to live started anew; None when there is none."""
+        """The upload with its time to live started anew, for a request that counts on it from now
+        on; None when there is none.
+        """
         with store_errors():
             reply = await scripts.run_async(self._redis, scripts.FILE_TOUCH, [file_id, self._ttl])
         return _record(file_id, reply)
@@ -156,6 +158,15 @@ class FileStore:
                 pipeline.zrem(keys.listing(keys.FILE_INDEX, owner), file_id)
                 await pipeline.execute()
         await asyncio.to_thread(self._blobs.delete, record.blob_key)
+
+    async def withdraw(self, created: FileRecord) -> None:
+        """Removes an upload as `create` made it, unless it was touched or replaced since."""
+        blob_id = created.blob_key.rpartition("/")[2]
+        args = [created.id, blob_id, created.owner]
+        with store_errors():
+            is_ours = await scripts.run_async(self._redis, scripts.FILE_WITHDRAW, args)
+        if is_ours:
+            await asyncio.to_thread(self._blobs.delete, created.blob_key)
 
     async def list(
         self, *, limit: int = 20, cursor: str | None = None, owner: str = ""

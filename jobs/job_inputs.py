@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from config.model_spec import ModelSpec
 from config.settings import Settings
 from jobs.blobs import FileBlobStore, input_key, job_prefix
 from jobs.data_urls import decode_data_url
-from jobs.errors import InvalidInput, StoredFileNotFound
+from jobs.errors import InvalidInput
 from jobs.files import FileRecord, FileStore, content_file_id
 from jobs.media.info import MediaError, MediaInfo
 from jobs.media.inspector import MediaInspector
@@ -30,14 +30,14 @@ from jobs.uploads import Upload, received
 class PreparedInput:
     """A complete input, and what was put in place for the job that is to have it.
 
-    `created` are the files that came as data URLs and were not known before.
+    `created` are the files that came as data URLs and were not known before. Others that come with
+    the same bytes meanwhile use them, too.
     """
 
     job_id: str
     resolved: dict[str, Any]
-    owner: str = ""
     has_files: bool = False
-    created: tuple[str, ...] = ()
+    created: tuple[FileRecord, ...] = ()
 
 
 @dataclass
@@ -75,7 +75,7 @@ class JobInputs:
         """
         references = file_references(spec, raw)
         if not references:
-            return PreparedInput(job_id, resolve_input(spec, raw), owner)
+            return PreparedInput(job_id, resolve_input(spec, raw))
         with ExitStack() as stack:
             carried = await self._carried(references, stack, owner)
             raw = with_ids(raw, carried.ids)
@@ -85,13 +85,13 @@ class JobInputs:
             known = {file_id: record.media for file_id, record in records.items()}
             known |= {file_id: media for file_id, (_, media) in carried.uploads.items()}
             resolved = resolve_input(spec, raw, known)
-            prepared = PreparedInput(job_id, resolved, owner, True, tuple(carried.uploads))
+            created = {
+                file_id: await self._files.create(upload, media, file_id=file_id, owner=owner)
+                for file_id, (upload, media) in carried.uploads.items()
+            }
+            prepared = PreparedInput(job_id, resolved, True, tuple(created.values()))
             try:
-                for file_id, (upload, media) in carried.uploads.items():
-                    records[file_id] = await self._files.create(
-                        upload, media, file_id=file_id, owner=owner
-                    )
-                await asyncio.to_thread(self._link, job_id, references, records)
+                await asyncio.to_thread(self._link, job_id, references, records | created)
             except InvalidInput:
                 await self.withdraw(prepared)
                 raise
@@ -104,11 +104,10 @@ class JobInputs:
             await asyncio.to_thread(self._blobs.delete_prefix, prefix)
 
     async def withdraw(self, prepared: PreparedInput) -> None:
-        """Removes all that was put in place: the job was refused."""
+        """Removes all that was put in place for the job alone: it was refused."""
         await self.release(prepared)
-        for file_id in prepared.created:
-            with suppress(StoredFileNotFound):
-                await self._files.delete(file_id, prepared.owner)
+        for record in prepared.created:
+            await self._files.withdraw(record)
 
     async def _carried(
         self, references: Sequence[FileReference], stack: ExitStack, owner: str

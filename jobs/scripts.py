@@ -53,6 +53,7 @@ WAITING = _load("waiting")
 LOADING = _load("loading")
 FILE_PUT = _load("file_put")
 FILE_TOUCH = _load("file_touch")
+FILE_WITHDRAW = _load("file_withdraw")
 PRUNE = _load("prune")
 
 
