@@ -19,7 +19,6 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import structlog
@@ -31,8 +30,8 @@ from denoised.client import Client, ClientError
 from denoised.errors import CommandError
 from denoised.exposure import check_exposure
 from denoised.gpus import visible_gpus
+from denoised.own_redis import OwnRedis
 from denoised.signals import SignalInbox
-from jobs.embedded_redis import EmbeddedRedis, RedisUnavailable
 from jobs.worker_registry import worker_name
 
 if TYPE_CHECKING:
@@ -64,7 +63,7 @@ def serve(settings: Settings, model_ids: Sequence[str]) -> int:
         settings = settings.model_copy(update={"data_dir": data_dir})
         redis = None
         if settings.redis_url is None:
-            redis = stack.enter_context(_OwnRedis(settings.redis_dir))
+            redis = stack.enter_context(OwnRedis(settings.redis_dir))
             settings = settings.model_copy(update={"redis_url": redis.url})
         check_exposure(settings)
         return Supervisor(settings, model_ids, listener, inbox, redis).run()
@@ -79,7 +78,7 @@ class Supervisor:
         model_ids: Sequence[str],
         listener: socket.socket,
         inbox: SignalInbox,
-        redis: _OwnRedis | None,
+        redis: OwnRedis | None,
     ) -> None:
         self._settings = settings
         self._model_ids = list(model_ids)
@@ -122,9 +121,9 @@ class Supervisor:
 
     def _watch(self, children: Sequence[Child], started_at: float) -> int:
         while not self._inbox.stops:
-            if self._redis is not None:
-                self._redis.revive()
             now = time.monotonic()
+            if self._redis is not None:
+                self._redis.revive(now)
             for child in children:
                 status = self._collect(child, now)
                 if status is not None:
@@ -136,6 +135,8 @@ class Supervisor:
                 if child.restart_at is not None and child.restart_at <= now:
                     child.start(now)
             due = [child.restart_at for child in children if child.restart_at is not None]
+            if self._redis is not None and self._redis.restart_at is not None:
+                due.append(self._redis.restart_at)
             self._inbox.wait(max(0.0, min(due) - now) if due else None)
         return 0
 
@@ -242,34 +243,6 @@ def _url(listener: socket.socket) -> str:
     if host in ("0.0.0.0", "::"):
         host = "127.0.0.1"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-
-
-class _OwnRedis:
-    """The embedded Redis of a data directory, brought back on the same files when it dies."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._server = _start_redis(directory)
-        self.url = self._server.url
-
-    def __enter__(self) -> _OwnRedis:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.stop()
-
-    def revive(self) -> None:
-        """Start it again if it has ended; its clients ride out the gap."""
-        if not self._server.alive:
-            log.warning("the embedded Redis ended, starting it again")
-            self._server = _start_redis(self._directory)
-
-
-def _start_redis(directory: Path) -> EmbeddedRedis:
-    try:
-        return EmbeddedRedis.start(directory)
-    except RedisUnavailable as error:
-        raise CommandError(str(error)) from None
 
 
 def _with_gpu(env: dict[str, str], gpus: Sequence[str], number: int) -> dict[str, str]:

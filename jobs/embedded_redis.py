@@ -24,7 +24,7 @@ from typing import Self
 from urllib.parse import quote
 
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import BusyLoadingError, RedisError
 
 from jobs.errors import RedisUnavailable
 
@@ -35,7 +35,7 @@ MAX_SOCKET_PATH = 103
 """Bytes of a unix socket path that every system takes (Linux 107, macOS 103)."""
 
 START_SECONDS = 60.0
-"""Longest wait for the first answer; a large append-only file takes a while to load."""
+"""Longest wait for an answer; one that is loading its file says so and gets the time it needs."""
 
 LOCK_SECONDS = 3.0
 """Longest wait for a server that is just ending to let go of its directory."""
@@ -102,6 +102,17 @@ class EmbeddedRedis:
         with one line for a terminal, when there is no server program, the directory is in use or
         cannot be written, or the server does not come up.
         """
+        embedded = cls.begin(directory)
+        try:
+            embedded._wait_until_ready()
+        except BaseException:
+            embedded.stop()
+            raise
+        return embedded
+
+    @classmethod
+    def begin(cls, directory: Path) -> EmbeddedRedis:
+        """As `start`, but does not wait: the server may be loading its file, or soon end."""
         server = find_server()
         directory = directory.absolute()
         try:
@@ -115,13 +126,7 @@ class EmbeddedRedis:
         finally:
             # The server holds the lock through its own copy of the descriptor.
             os.close(lock)
-        embedded = cls(directory, process, socket)
-        try:
-            embedded._wait_until_ready()
-        except BaseException:
-            embedded.stop()
-            raise
-        return embedded
+        return cls(directory, process, socket)
 
     @property
     def pid(self) -> int:
@@ -165,7 +170,9 @@ class EmbeddedRedis:
                         raise RedisUnavailable(
                             f"Redis ended as soon as it was started: {_last_line(self.directory)}"
                         ) from error
-                    if time.monotonic() > deadline:
+                    if isinstance(error, BusyLoadingError):
+                        deadline = time.monotonic() + START_SECONDS
+                    elif time.monotonic() > deadline:
                         raise RedisUnavailable(
                             f"Redis does not answer after {START_SECONDS:.0f} s: {error}"
                         ) from error

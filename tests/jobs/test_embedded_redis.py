@@ -163,3 +163,39 @@ def test_a_server_that_ends_at_once_says_why(tmp_path: Path) -> None:
     (tmp_path / "appendonly.aof").write_text("nonsense\n")
     with pytest.raises(RedisUnavailable, match=r"Redis ended as soon as it was started: .*\w"):
         EmbeddedRedis.start(tmp_path)
+
+
+def test_a_server_that_loads_a_large_file_gets_the_time_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed for being slow it would start from the beginning, every time."""
+    server = tmp_path / "valkey-server"
+    server.write_text(LOADING_SERVER.format(python=sys.executable))
+    server.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(embedded_redis, "START_SECONDS", 1.0)
+    with EmbeddedRedis.start(tmp_path / "redis") as loaded:
+        assert loaded.alive
+        assert (tmp_path / "redis" / "loaded").exists()
+
+
+LOADING_SERVER = """#!{python}
+# Answers like a server that loads its file for three seconds.
+import pathlib, socket, sys, time
+
+if "--version" in sys.argv:
+    sys.exit(print("server v=9.0.0 sha=0 bits=64"))
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(options["--unixsocket"])
+listener.listen()
+loaded_at = time.monotonic() + 3
+while True:
+    connection, _ = listener.accept()
+    while data := connection.recv(4096):
+        if time.monotonic() < loaded_at:
+            connection.sendall(b"-LOADING the dataset in memory\\r\\n" * data.count(b"*"))
+        else:
+            pathlib.Path(options["--dir"], "loaded").touch()
+            connection.sendall(b"+PONG\\r\\n" * data.count(b"*"))
+"""
