@@ -216,12 +216,13 @@ class Checkpoints:
         data = pack(state, self._facts(job), step)
         key = checkpoint_key(job.id, job.execution_id, step)
         self._blobs.put(key, data)
-        trail.keys.append(key)
+        if key not in trail.keys:  # it is when it was stored before and could not be recorded
+            trail.keys.append(key)
         checkpoint = Checkpoint(key, step, sha256(data).hexdigest())
         # Fenced off, all stay: whoever goes on with the job may need one of them.
         if self._recorder.record_checkpoint(job, checkpoint, usage):
-            self._remove(trail.keys[:-1])
-            del trail.keys[:-1]
+            self._remove([old for old in trail.keys if old != key])
+            trail.keys[:] = [key]
 
     def _remove(self, keys: Sequence[str]) -> None:
         for key in keys:

@@ -204,9 +204,11 @@ class Engine:
     def evict(self, jobs: Collection[ClaimedJob] | None = None) -> list[tuple[ClaimedJob, Usage]]:
         """Drop `jobs`, or all; returns them with what they have cost.
 
-        Those that have ended and could not yet be told come first, then the oldest.
+        Those that have ended and could not yet be told come first, then the newest: who hands them
+        back one by one leaves the oldest at the front of its queue.
         """
-        dropped = [m for m in self._all() if jobs is None or m.job in jobs]
+        everyone = [*self._settling.members, *reversed(self._members.values())]
+        dropped = [m for m in everyone if jobs is None or m.job in jobs]
         for member in dropped:
             self._drop(member)
         if self.is_idle:
@@ -399,8 +401,6 @@ class Engine:
         self._parking.discard(member)
         member.generation = None
 
-    def _all(self) -> list[Member]:
-        return [*self._settling.members, *self._members.values()]
-
     def _note_held(self) -> None:
-        self._held = tuple(m.job for m in self._all())
+        everyone = [*self._settling.members, *self._members.values()]
+        self._held = tuple(member.job for member in everyone)

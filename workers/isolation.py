@@ -123,8 +123,7 @@ class Isolation:
             self._stand_aside(suspect)
         if leaving:
             engine.save(leaving, SAVE_SECONDS)
-            # The oldest comes to the front of its queue.
-            for gone, usage in reversed(engine.evict(leaving)):
+            for gone, usage in engine.evict(leaving):
                 self._hand_back(gone, usage)
         return True
 

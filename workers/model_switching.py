@@ -96,7 +96,6 @@ class ModelSwitching:
         self._switched_at = -math.inf
         self._in_vain: dict[str, float] = {}  # by model: when no job was had for it
         self._held_back: tuple[str, ...] = ()
-        self._is_wanted = False
 
     def claimable(self) -> list[str]:
         """Resident models whose jobs may be claimed now."""
@@ -112,16 +111,12 @@ class ModelSwitching:
         else:
             self._put_back(job, Usage())
 
-    def consider(self, engine: Engine) -> bool:
-        """Switch models if it is time. True while a job that could be claimed waits for a
-        model that is not resident.
-
-        Raises StoreUnavailable, at once when Redis is away.
-        """
+    def consider(self, engine: Engine) -> None:
+        """Switch models if it is time. Raises StoreUnavailable, at once when Redis is away."""
         cold = tuple(self._residents.cold)
         now = self._clock()
         if not cold or now < self._next_look:
-            return bool(cold) and self._is_wanted
+            return
         self._next_look = now + LOOK_SECONDS
         seconds_left = engine.seconds_left()
         self._residents.note_use(m for m in seconds_left if m in self._residents.pipelines)
@@ -134,14 +129,13 @@ class ModelSwitching:
             since_switch=now - self._switched_at,
             patience=self._settings.model_switch_seconds,
         )
-        self._held_back, self._is_wanted = (), bool(waiting)
+        self._held_back = ()
         if model is not None:
             try:
                 self._make_room_for(model, seconds_left, engine)
             except StoreUnavailable:
                 engine.give_up_expected()  # their leases lapse
                 raise
-        return self._is_wanted
 
     def _make_room_for(self, model: str, seconds_left: Mapping[str, float], engine: Engine) -> None:
         evicted = self._residents.to_evict(model, seconds_left)

@@ -211,11 +211,13 @@ class Worker:
         """One round: claim what there is room for, turn, or wait for the doorbell."""
         try:
             self._claim(engine)
-            is_wanted = self._switch_models(engine)
+            self._switch_models(engine)
             if engine.is_idle:
-                timeout = LOOK_SECONDS if is_wanted else 1.0
+                # Only at the bells of what is resident: each ring is heard by one worker, and one
+                # that would first have to load the model must not hear it in another's stead.
+                timeout = LOOK_SECONDS if self._residents.cold else 1.0
                 with self._pulse.waiting():
-                    self._lease.wait_for_work(self._residents.served, timeout)
+                    self._lease.wait_for_work([*self._residents.pipelines], timeout)
                 self._next_claim = 0.0
         except StoreUnavailable as error:
             self._lose_store(engine, error)
@@ -250,16 +252,15 @@ class Worker:
         if not jobs:
             self._next_claim = now + CLAIM_PAUSE_SECONDS
 
-    def _switch_models(self, engine: Engine) -> bool:
-        """True while a job waits for a model that is not resident."""
+    def _switch_models(self, engine: Engine) -> None:
         if self._sink.is_away and not engine.is_idle:
-            return False
+            return
         try:
-            return self._switching.consider(engine)
+            self._switching.consider(engine)
         except StoreUnavailable:
             if engine.is_idle:
                 raise
-            return False  # What is held steps on; its reports find out when Redis is back.
+            # What is held steps on; its reports find out when Redis is back.
 
     def _turn(self, engine: Engine) -> None:
         try:
@@ -336,7 +337,8 @@ class Worker:
         def last_words() -> None:
             # The main thread may hang inside a call on its own connection.
             lease = LeaseClient(self._redis_url, self._settings, self.name)
-            for job in jobs:
+            # The oldest last, which then stands at the front of its queue.
+            for job in reversed(jobs):
                 lease.requeue(job, "worker_hung", False, None)
 
         thread = threading.Thread(target=last_words, daemon=True)

@@ -88,11 +88,6 @@ class Residents:
             else:
                 self._load_and_tell(spec)
 
-    @property
-    def served(self) -> tuple[str, ...]:
-        """Ids of all models that jobs are taken for."""
-        return (*tuple(self.pipelines), *tuple(self.cold))
-
     def residency(self) -> dict[str, str]:
         """How the weights of each resident model rest in memory."""
         return {model: pipeline.residency for model, pipeline in dict(self.pipelines).items()}

@@ -373,6 +373,15 @@ local function put_back(id, job, exec, cause, refund, detail, ttl, event_ttl)
   return 'requeued'
 end
 
+-- Of `{ id, job }` pairs that go to the front of their queues one after the other, the oldest is to
+-- be put back last.
+local function newest_first(held)
+  table.sort(held, function(a, b)
+    return tonumber(a.job.submitted_us or 0) > tonumber(b.job.submitted_us or 0)
+  end)
+  return held
+end
+
 -- Books what the present attempt has cost in all. What its checkpoints have booked counts once.
 local BOOKED = { 'booked_gpu_seconds', 'booked_steps', 'booked_resumed_steps' }
 local function add_usage(id, gpu_seconds, steps, resumed_steps)

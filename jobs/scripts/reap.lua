@@ -11,17 +11,16 @@ local afresh = now + ARGV[1] + 1
 local reap_from = math.min(tonumber(redis.call('GET', 'denoised:reap_from') or afresh), afresh)
 redis.call('SET', 'denoised:reap_from', string.format('%.6f', reap_from), 'PX', ARGV[5])
 local uptime = tonumber(redis.call('INFO', 'server'):match('uptime_in_seconds:(-?%d+)'))
-if uptime <= tonumber(ARGV[1]) + 1 then return {} end
-local reaped = {}
+-- Negative when the clock was set back to before the start: that tells nothing.
+if uptime >= 0 and uptime <= tonumber(ARGV[1]) + 1 then return {} end
+local reaped, lost = {}, {}
 local lapsed = now < reap_from and {} or
   redis.call('ZRANGEBYSCORE', 'denoised:wip', '-inf', now, 'LIMIT', 0, ARGV[2])
 for _, member in ipairs(lapsed) do
   local id, exec = member:match('^([^:]+):(.+)$')
   local job = load_job(id)
   if job and job.exec == exec then
-    settle_lost(id, job)
-    reaped[#reaped + 1] = { id, job.model or '',
-      put_back(id, job, '', 'lease_lapsed', false, '', ARGV[3], ARGV[4]) }
+    lost[#lost + 1] = { id = id, job = job }
   else
     -- A lease whose job is gone (deleted by RQ's tools) or was claimed anew.
     redis.call('ZREM', 'denoised:wip', member)
@@ -35,6 +34,11 @@ for _, member in ipairs(lapsed) do
       end
     end
   end
+end
+for _, held in ipairs(newest_first(lost)) do
+  settle_lost(held.id, held.job)
+  reaped[#reaped + 1] = { held.id, held.job.model or '',
+    put_back(held.id, held.job, '', 'lease_lapsed', false, '', ARGV[3], ARGV[4]) }
 end
 for _, name in ipairs(redis.call('SMEMBERS', 'denoised:queues')) do
   -- RQ enters them as of now, our scripts in the future. One under a lease is its worker's to end.

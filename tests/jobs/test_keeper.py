@@ -14,6 +14,7 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings
+from jobs import scripts
 from jobs.api_keys import KeyStore
 from jobs.blobs import FileBlobStore
 from jobs.connections import connect
@@ -233,6 +234,19 @@ async def test_a_clock_that_was_set_back_holds_the_reaper_up_no_longer_than_a_fr
         requeued = keeper.run_once().requeued
         time.sleep(0.05)
     assert requeued == (job.id,)
+
+
+async def test_a_clock_set_back_to_before_the_server_started_does_not_stop_the_reaper(
+    redis_client: Redis, settings: Settings, claim_one: ClaimOne, keeper: Keeper, lapse: Lapse
+) -> None:
+    """Its uptime is negative then, until the clock has caught up: hours, perhaps."""
+    job = await claim_one()
+    lapse(job)
+    asked = "redis.call('INFO', 'server')"
+    assert scripts.REAP.source.count(asked) == 1
+    source = scripts.REAP.source.replace(asked, "('uptime_in_seconds:-3600')")
+    reaped = redis_client.eval(source, 0, settings.lease_seconds, 10, 60, 60, 60_000)
+    assert reaped == [[job.id.encode(), MODEL.encode(), b"requeued"]]
 
 
 async def test_an_expired_job_leaves_no_key_and_no_blob(

@@ -148,9 +148,9 @@ class Scene:
             for job in self.queues.claim(self.switching.claimable(), 1, classes):
                 if self.isolation.let_in(job, self.engine):
                     self.switching.admit(job, self.engine)
-            is_wanted = self.switching.consider(self.engine)
+            self.switching.consider(self.engine)
             if self.engine.is_idle:
-                self.clock.wait(LOOK_SECONDS if is_wanted else 1.0)
+                self.clock.wait(LOOK_SECONDS if self.residents.cold else 1.0)
             self.engine.turn()
 
     @property

@@ -7,9 +7,17 @@ from dataclasses import replace
 import pytest
 import torch
 from checkpoint_harness import LONG, FullDisk, Later, interrupted, outputs, resume, turn
-from engine_harness import Bench, claimed
+from engine_harness import Bench, MemoryBlobs, claimed
 
+from jobs.errors import StoreUnavailable
 from jobs.types import Status, Verdict
+
+
+class OnDisk(MemoryBlobs):
+    """A file stored again takes the place of the first."""
+
+    def put(self, key: str, data: bytes) -> None:
+        self[key] = data
 
 
 def test_a_long_job_gets_a_checkpoint_at_every_interval_and_keeps_the_newest() -> None:
@@ -219,3 +227,35 @@ def test_a_batch_goes_on_when_one_of_its_checkpoints_fails(
     assert bench.recorder.pointers.keys() == {jobs[1].id}
     bench.run()
     assert {bench.sink.status(job) for job in jobs} == {Status.SUCCEEDED}
+
+
+def test_what_could_not_be_recorded_is_stored_and_recorded_again() -> None:
+    """As by a worker that drains and has Redis back only now; the file is the same both times."""
+    blobs = OnDisk()
+    bench = Bench(checkpoint_seconds=1e9, checkpoint_blobs=blobs)
+    job = claimed(num_inference_steps=LONG)
+    bench.engine.admit(job)
+    turn(bench, 7)
+    record = bench.recorder.record_checkpoint
+
+    def unanswered(*_: object) -> bool:
+        raise StoreUnavailable("Redis is away")
+
+    bench.recorder.record_checkpoint = unanswered  # type: ignore[method-assign]
+    bench.engine.save([job], timeout=1.0)
+    bench.recorder.record_checkpoint = record  # type: ignore[method-assign]
+    bench.engine.save([job], timeout=1.0)
+    pointer = bench.recorder.pointers[job.id]
+    assert pointer.step == 7
+    assert [*blobs] == [pointer.key]
+    turn(bench, 3)
+    bench.engine.save([job], timeout=1.0)
+    assert [*blobs] == [bench.recorder.pointers[job.id].key] != [pointer.key]
+
+
+def test_jobs_that_leave_together_are_handed_back_so_that_the_oldest_comes_to_the_front() -> None:
+    bench = Bench()
+    jobs = [claimed() for _ in range(3)]
+    for job in jobs:
+        bench.engine.admit(job)
+    assert [job for job, _ in bench.engine.evict()] == [*reversed(jobs)]

@@ -176,7 +176,7 @@ def test_eviction_forgets_results_that_are_not_stored_yet() -> None:
     bench.engine.turn()
     bench.engine.turn()
     evicted = [evicted for evicted, _ in bench.engine.evict()]
-    assert evicted == [job, waiting]
+    assert evicted == [waiting, job]
     bench.engine.admit(later)
     blobs.open.set()
     turn_until(bench, lambda: bench.engine.is_idle)

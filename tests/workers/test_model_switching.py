@@ -31,7 +31,7 @@ def scene(tmp_path: Path) -> Scene:
 def test_what_fits_is_loaded_at_the_start_in_order_and_the_rest_is_cold(tmp_path: Path) -> None:
     scene = Scene(tmp_path, budget=250)
     assert scene.loaded == ["a", "b"]
-    assert scene.residents.served == ("a", "b", "c")
+    assert (*scene.residents.pipelines, *scene.residents.cold) == ("a", "b", "c")
     assert set(scene.residents.cold) == {"c"}
 
 
@@ -64,7 +64,7 @@ def test_an_idle_worker_loads_what_waits_in_place_of_the_least_recently_used(
 
 def test_a_job_of_another_worker_s_model_is_left_alone_for_a_moment(scene: Scene) -> None:
     scene.queues.put(claimed(model="b"))
-    assert scene.switching.consider(scene.engine)
+    scene.switching.consider(scene.engine)
     assert scene.resident == {"a"}
 
 
@@ -196,7 +196,7 @@ def test_a_model_that_cannot_be_loaded_goes_back_with_its_jobs_and_the_others_re
     scene.go_on(seconds=5)
     assert scene.queues.requeued == [(bad, NOT_LOADED)]
     assert scene.residents.errors == {"b": "vae/model.safetensors: tensor x is cut off"}
-    assert "b" not in scene.residents.served
+    assert "b" not in {*scene.residents.pipelines, *scene.residents.cold}
     scene.queues.put(good)
     scene.go_on(seconds=15)
     assert scene.sink.status(good) is Status.SUCCEEDED

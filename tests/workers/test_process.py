@@ -18,7 +18,7 @@ from process_harness import Station, station
 from worker_script import LARGE_BYTES, LOAD_SECONDS
 
 from config.settings import Settings
-from jobs import lease
+from jobs import keys, lease
 from jobs.blobs import FileBlobStore
 from jobs.embedded_redis import EmbeddedRedis
 from jobs.types import ErrorCode, Priority, Status
@@ -325,3 +325,13 @@ async def test_everything_ends_once_whatever_is_killed_in_between(here: Station)
         assert record.status in (Status.SUCCEEDED, Status.FAILED)
         ends = Counter(terminal_events(await here.events(job)))
         assert sum(ends.values()) == 1
+
+
+async def test_the_bell_of_a_model_is_left_to_workers_that_have_it_resident(here: Station) -> None:
+    """Each ring is heard by one: the one with the model must not sleep while another loads it."""
+    here.start("large-1", "large-2", model_memory_bytes=LARGE_BYTES)
+    await here.workers(lambda workers: any(w.state == "idle" for w in workers))
+    await here.redis.rpush(keys.wake("large-2"), "1")
+    for _ in range(2):
+        assert (await here.ended(await here.submit(model="large-1"))).status is Status.SUCCEEDED
+    assert await here.redis.llen(keys.wake("large-2")) == 1
