@@ -1,8 +1,9 @@
 """Rough pictures straight from latents: a linear map from latent channels to colours.
 
-A checkpoint may bring such a map as `preview.safetensors`, fitted by least squares to its own
-autoencoder; it costs microseconds where a decode costs seconds. Without the file there is no
-honest way to guess which channel means which colour, and no preview is offered.
+It costs microseconds where a decode costs seconds. A checkpoint may bring such a map as
+`preview.safetensors`, fitted by least squares to its own autoencoder; where the encoder is at hand
+it can be fitted at load. Otherwise there is no honest way to guess which channel means which
+colour, and no preview is offered.
 """
 
 from __future__ import annotations
@@ -20,6 +21,19 @@ from models.weights.safetensors_folder import read_tensors
 PREVIEW_FILE = "preview.safetensors"
 PIXELS_PER_LATENT = 8
 """Side of the square that one latent takes in a preview."""
+
+
+def fit_colours(latents: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Least-squares map from latents [N, C, h, w] to mean colours: weight [3, C] and bias [3].
+
+    `pictures` [N, 3, n h, n w] in [-1, 1] are what the latents decode to.
+    """
+    colours = torch.nn.functional.avg_pool2d(pictures, pictures.shape[-1] // latents.shape[-1])
+    inputs = latents.movedim(1, -1).flatten(0, 2).double()
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1, dtype=inputs.dtype)], dim=1)
+    targets = colours.movedim(1, -1).flatten(0, 2).double()
+    solution = torch.linalg.lstsq(inputs, targets).solution.T.float()
+    return solution[:, :-1].contiguous(), solution[:, -1].contiguous()
 
 
 class LatentPreview:

@@ -21,6 +21,7 @@ from torch import Tensor
 from models.demo import train_autoencoder, train_transformer
 from models.demo.train_autoencoder import random_scenes
 from models.demo.training import generator, load_state
+from models.latent_preview import fit_colours
 
 _SCHEDULER = {
     "_class_name": "DPMSolverMultistepScheduler",
@@ -74,19 +75,6 @@ def _save(path: Path, tensors: dict[str, Tensor]) -> None:
     path.chmod(0o644)
 
 
-def fit_preview(latents: Tensor, pictures: Tensor) -> tuple[Tensor, Tensor]:
-    """Least-squares map from latents [N, C, h, w] to mean colours: weight [3, C] and bias [3].
-
-    `pictures` [N, 3, 32 h, 32 w] in [-1, 1] are what the latents decode to.
-    """
-    colours = torch.nn.functional.avg_pool2d(pictures, pictures.shape[-1] // latents.shape[-1])
-    inputs = latents.movedim(1, -1).flatten(0, 2).double()
-    inputs = torch.cat([inputs, torch.ones(len(inputs), 1, dtype=inputs.dtype)], dim=1)
-    targets = colours.movedim(1, -1).flatten(0, 2).double()
-    solution = torch.linalg.lstsq(inputs, targets).solution.T.float()
-    return solution[:, :-1].contiguous(), solution[:, -1].contiguous()
-
-
 def export(out: Path, autoencoder: Path, text_encoder: Path, transformer: Path) -> None:
     """Write the checkpoint folder `out` from the three trainings."""
     state = load_state(transformer)
@@ -117,7 +105,7 @@ def export(out: Path, autoencoder: Path, text_encoder: Path, transformer: Path) 
             [vae.encode(random_scenes(generator(0, step), 16, 256)) for step in range(16)]
         )
         pictures = torch.cat([vae.decode(part) for part in latents.split(16)])
-    weight, bias = fit_preview(latents * scale, pictures)
+    weight, bias = fit_colours(latents * scale, pictures)
     _save(out / "preview.safetensors", {"weight": weight, "bias": bias})
 
 

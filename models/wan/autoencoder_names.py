@@ -2,12 +2,15 @@
 
 The original numbers the layers of encoder and decoder through, residual blocks and steps between
 levels alike, and those inside a residual block by their place in a sequence. Files as they are
-shared come in either form; diffusers' names pass through unchanged.
+shared come in either form, some with a prefix before every name; diffusers' names pass through
+unchanged.
 """
 
 from __future__ import annotations
 
 import re
+
+PREFIX = "model."
 
 _ENDS = {
     "encoder.conv1.": "encoder.conv_in.",
@@ -27,6 +30,7 @@ _RESIDUAL = {
     "residual.6.": "conv2.",
     "shortcut.": "conv_shortcut.",
 }
+_RESAMPLE = re.compile(r"encoder\.(?:downsamples|down_blocks)\.(\d+)\.resample\.")
 _LAYER = re.compile(r"(encoder\.downsamples|decoder\.upsamples|(?:en|de)coder\.middle)\.(\d+)\.")
 
 
@@ -35,6 +39,7 @@ def to_diffusers(name: str, num_res_blocks: int) -> str:
 
     `num_res_blocks`, of each level of the encoder, tells where a level of the decoder ends.
     """
+    name = name.removeprefix(PREFIX)
     for original, ours in _ENDS.items():
         if name.startswith(original):
             return ours + name.removeprefix(original)
@@ -63,8 +68,6 @@ def count_res_blocks(names: list[str]) -> int:
     name tells.
     """
     found = [
-        int(match[1])
-        for name in names
-        if (match := re.match(r"encoder\.(?:downsamples|down_blocks)\.(\d+)\.resample\.", name))
+        int(match[1]) for name in names if (match := _RESAMPLE.match(name.removeprefix(PREFIX)))
     ]
     return min(found, default=2)

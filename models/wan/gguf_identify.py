@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.errors import UnsupportedCheckpoint
+from models.wan.autoencoder_names import PREFIX as AUTOENCODER_PREFIX
 from models.wan.transformer_names import PREFIXES
 from models.weights.gguf.header import GgufHeader
 from models.weights.gguf.metadata import shown
@@ -60,6 +61,7 @@ _TEXT_ENCODER = re.compile(
 )
 # Norms called gamma: other autoencoders have the same layers without.
 _AUTOENCODER = re.compile(
+    rf"(?:{re.escape(AUTOENCODER_PREFIX)})?"
     r"(?:en|de)coder\.(?:middle\.\d+\.residual\.\d+|mid_block\.resnets\.\d+\.norm\d)\.gamma$"
 )
 _TEXT_ENCODER_ARCHITECTURES = ("t5", "t5encoder", "umt5")

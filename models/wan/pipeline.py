@@ -39,6 +39,7 @@ from models.wan.generation import (
 )
 from models.wan.latent_shape import LATENT_CHANNELS, PIXELS_PER_LATENT, latent_frames
 from models.wan.placement import plan_placement, resting_form
+from models.wan.preview_fit import fit_preview
 from models.wan.request_check import check_request
 from models.wan.step_memory import TOKENS_TOGETHER, check_room, clip_tokens, step_bytes
 from models.wan.text_encoder import WanTextEncoder
@@ -123,7 +124,8 @@ class WanVacePipeline:
             transformer=transformer,
             autoencoder=autoencoder,
             text_encoder=text_encoder,
-            preview=LatentPreview.load(checkpoint.folder, LATENT_CHANNELS, device),
+            preview=LatentPreview.load(checkpoint.folder, LATENT_CHANNELS, device)
+            or fit_preview(autoencoder),
             device=device,
             residency=resting_form(checkpoint, plan.mode, dtype),
             placement=plan.reason,
@@ -195,7 +197,7 @@ class WanVacePipeline:
     def preview(self, generation: Generation) -> list[Image.Image]:
         """A few frames of the clip from the latest estimate of its latents, in their order.
 
-        Empty before the first step and for a checkpoint that brings no preview map.
+        Empty before the first step.
         """
         member = own(generation)
         if self._preview is None or member.step_index == 0:

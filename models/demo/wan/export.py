@@ -20,13 +20,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from models.demo.export import fit_preview
 from models.demo.training import load_state
 from models.demo.wan.captions import random_motion
 from models.demo.wan.clips import draw_scenes, random_scene
 from models.demo.wan.train_autoencoder import CONFIG as AUTOENCODER
 from models.demo.wan.train_autoencoder import load_autoencoder
 from models.demo.wan.train_transformer import CONFIG as TRANSFORMER
+from models.latent_preview import fit_colours
 from models.wan.autoencoder import WanAutoencoder
 from models.wan.gguf_convert import convert_to_gguf
 from models.wan.transformer_names import to_diffusers
@@ -136,7 +136,7 @@ def export(out: Path, autoencoder: Path, text_encoder: Path, transformer: Path) 
 
     # A latent shows the last of its frames best.
     frames = clips[:, :, [0, 4, 8]].transpose(1, 2).flatten(0, 1)
-    weight, bias = fit_preview(latents.transpose(1, 2).flatten(0, 1), frames)
+    weight, bias = fit_colours(latents.transpose(1, 2).flatten(0, 1), frames)
     _save(out / "preview.safetensors", {"weight": weight, "bias": bias})
 
 

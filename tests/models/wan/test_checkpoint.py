@@ -17,6 +17,7 @@ from models.loading import weights_of
 from models.wan.checkpoint import WanVaceCheckpoint
 from models.wan.gguf_convert import convert_to_gguf
 from models.wan.pipeline import WanVacePipeline
+from models.wan.preview_fit import fit_preview
 from models.wan.spec import NEGATIVE_PROMPT
 from models.wan.transformer_names import to_original
 from models.weights.gguf.file_type import FileType
@@ -107,6 +108,33 @@ def test_an_autoencoder_as_pth_and_a_preview_map_are_told_from_transformers(
     halfway = pipeline.prepare(request())
     pipeline.step([halfway])
     assert len(pipeline.preview(halfway)) == 3
+
+
+def test_files_that_bring_no_preview_map_give_previews_all_the_same(plain_folder: Path):
+    assert not (plain_folder / PREVIEW_FILE).exists()
+    pipeline = load(plain_folder)
+    generation = pipeline.prepare(request())
+    assert pipeline.preview(generation) == []
+    pipeline.step([generation])
+    assert [frame.size for frame in pipeline.preview(generation)] == [(48, 32)] * 3
+
+
+def test_an_autoencoder_that_says_nothing_finite_gives_no_previews(plain_folder: Path):
+    autoencoder = load(plain_folder).autoencoder
+    with torch.no_grad():
+        autoencoder.quant_conv.weight.fill_(torch.nan)
+    assert fit_preview(autoencoder) is None
+
+
+def test_an_autoencoder_whose_names_have_a_prefix_is_the_same(plain_folder: Path, tmp_path: Path):
+    folder = shutil.copytree(plain_folder, tmp_path / "copy")
+    path = folder / "wan_2.1_vae.safetensors"
+    tensors = load_file(path)
+    expected = load(folder).autoencoder.state_dict()
+    save_file({f"model.{name}": tensor for name, tensor in tensors.items()}, path)
+    found = load(folder).autoencoder.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_the_files_of_the_original_release_make_a_model(plain_folder: Path, tmp_path: Path):

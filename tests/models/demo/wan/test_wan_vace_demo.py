@@ -16,6 +16,7 @@ from models.demo.wan.train_transformer import CONFIG as TRANSFORMER
 from models.wan.autoencoder_loading import load_autoencoder
 from models.wan.checkpoint import WanVaceCheckpoint
 from models.wan.pipeline import WanVacePipeline
+from models.wan.preview_fit import fit_preview
 
 FOLDER = Path("models/demo/wan/wan-vace-demo")
 # The whole examination is `python -m models.demo.wan.evaluate`; a dozen prompts show a broken one.
@@ -85,8 +86,11 @@ def test_latents_of_clips_have_unit_variance(pipeline):
     assert 0.85 < normalised.std() < 1.15
 
 
-def test_previews_show_the_clip_s_colours(pipeline):
+@pytest.mark.parametrize("came_with", ["a map", "no map"])
+def test_previews_show_the_clip_s_colours(pipeline, came_with, monkeypatch):
     """A linear map is rough, but it must tell this clip from one of other colours."""
+    if came_with == "no map":
+        monkeypatch.setattr(pipeline, "_preview", fit_preview(pipeline.autoencoder))
     prompts = (
         "a red circle moving right on a blue background",
         "a green square moving up on a yellow background",
