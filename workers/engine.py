@@ -8,7 +8,8 @@ the background and settled at a later turn. The engine knows no Redis: reports g
 to a `StoringQueue`, states of long jobs to `Checkpoints`.
 
 How a step is taken is told in `workers.stepping`, how a job is encoded and decoded in
-`workers.solo_stages`. A failure stays with the job that caused it.
+`workers.solo_stages`, how one goes on from its checkpoint in `workers.resuming`. A failure stays
+with the job that caused it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from functools import partial
 from typing import Any
 
 import structlog
@@ -27,7 +27,6 @@ from models.errors import Cancelled
 from models.pipeline import Pipeline
 from workers import metrics
 from workers.batch_limits import BatchLimits
-from workers.checkpoint_file import UNREADABLE, CheckpointUnusable
 from workers.checkpoints import Checkpoints
 from workers.device import Device
 from workers.failures import cancelled, failure_of
@@ -36,8 +35,9 @@ from workers.member import RANKS, Member, seconds_left
 from workers.parking import Parking
 from workers.posted_verdicts import PostedVerdicts
 from workers.previews import Previews
-from workers.reading import Read, ReadingQueue, State
+from workers.reading import Read, ReadingQueue
 from workers.reports import Reports
+from workers.resuming import Resuming
 from workers.roster import Roster
 from workers.scheduler import leader, open_ranks, schedule
 from workers.settling import Settling
@@ -88,10 +88,10 @@ class Engine:
         self._checkpoints = checkpoints
         self._limits = limits
         self._capacity = capacity
-        self._max_attempts = max_attempts
         self._parking = Parking(pipelines, device, waiting_bytes)
         self._verdicts = verdicts = PostedVerdicts(alive)
         self._solo = SoloStages(pipelines, device, self._parking, verdicts, clock)
+        self._resuming = Resuming(sink, checkpoints, self._solo, max_attempts)
         self._stepping = Stepping(pipelines, device, limits, self._parking, verdicts, clock)
         self._clock = clock
         self._is_draining = False
@@ -247,37 +247,14 @@ class Engine:
             self._give_up(member, generation)
             return
         member.begin(read.request, generation)
-        if read.state is not None and not self._resume(member, read.state):
+        if read.state is not None and not self._resuming.resume(member, read.state):
+            self._drop(member)
             return
         self._checkpoints.begin(member, self._clock())
         self._parking.add(member)
         (self._unfinished if member.is_stepping else self._finished).add(member.resident())
         # Told before the first step, which may be long; also the next chance to cancel.
         self._report([member], Stage.DENOISING)
-
-    def _resume(self, member: Member, state: State | Exception) -> bool:
-        """Move a newcomer to where its checkpoint stands, or leave it at its beginning.
-
-        False when it has been handed back: what could not be read now may be read later, or by
-        another worker.
-        """
-        if isinstance(state, Exception):
-            error: Exception | None = state
-        else:
-            resume = partial(self._checkpoints.resume, member, state)
-            error = self._solo.with_room(member, resume)
-        if error is None:
-            return True
-        job, is_useless = member.job, isinstance(error, CheckpointUnusable)
-        cause = error.cause if isinstance(error, CheckpointUnusable) else UNREADABLE
-        log.warning("cannot resume", job=job.id, cause=cause, error=str(error))
-        if is_useless or job.attempt >= self._max_attempts:
-            self._sink.restarted(job, cause)
-            return True
-        # The attempt counts: with a refund this could go on for ever.
-        self._sink.hand_back(job, cause, member.usage())
-        self._drop(member)
-        return False
 
     def _step(self, members: Sequence[Member]) -> None:
         """One step of a batch, reported; whoever has moved may get a checkpoint."""
