@@ -104,6 +104,11 @@ class Settings(BaseSettings):
     file_check_seconds: float = Field(
         default=30.0, gt=0, description="Processor time that decoding an upload may take."
     )
+    min_free_disk_bytes: int = Field(
+        default=1 << 30,
+        ge=0,
+        description="While less is free, files are answered 503: results and checkpoints need it.",
+    )
     file_ttl_seconds: int = Field(default=86_400, ge=1, description="Uploads; jobs keep theirs.")
     result_ttl_seconds: int = Field(default=86_400, ge=1)
     event_ttl_seconds: int = Field(default=600, ge=1, description="Event log, after the end.")

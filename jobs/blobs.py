@@ -117,6 +117,11 @@ class FileBlobStore:
             raise
         _fsync_folder(path.parent)
 
+    def free_bytes(self) -> int:
+        """Room on its disk for what an ordinary user writes."""
+        self._root.mkdir(parents=True, exist_ok=True)
+        return shutil.disk_usage(self._root).free
+
     def new_part(self, folder: str) -> tuple[BinaryIO, Path]:
         """A file to write a blob to piece by piece, in the folder where `adopt` is to put it."""
         path = self.path(folder)

@@ -59,6 +59,10 @@ class QueueFull(JobError):
         self.retry_after = retry_after
 
 
+class DiskFull(JobError):
+    """The blob store has no room for what clients send."""
+
+
 class QuotaExceeded(JobError):
     """The API key has as many jobs waiting, or has had as much today, as it may.
 

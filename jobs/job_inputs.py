@@ -17,13 +17,13 @@ from config.model_spec import ModelSpec
 from config.settings import Settings
 from jobs.blobs import FileBlobStore, input_key, job_prefix
 from jobs.data_urls import decode_data_url
-from jobs.errors import InvalidInput
+from jobs.errors import DiskFull, InvalidInput
 from jobs.files import FileRecord, FileStore, content_file_id
 from jobs.media.info import MediaError, MediaInfo
 from jobs.media.inspector import MediaInspector
 from jobs.schema import FileReference, file_references, resolve_input
 from jobs.schema.references import with_ids
-from jobs.uploads import Upload, received
+from jobs.uploads import Upload, disk_errors, received
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ class JobInputs:
 
         Only files of `owner` are found.
 
-        Raises `InvalidInput` naming the field, and `StoreUnavailable`. If the job is not accepted
-        after all, call `withdraw` or `release`.
+        Raises `InvalidInput` naming the field, `DiskFull` and `StoreUnavailable`. If the job is not
+        accepted after all, call `withdraw` or `release`.
         """
         references = file_references(spec, raw)
         if not references:
@@ -85,17 +85,17 @@ class JobInputs:
             known = {file_id: record.media for file_id, record in records.items()}
             known |= {file_id: media for file_id, (_, media) in carried.uploads.items()}
             resolved = resolve_input(spec, raw, known)
-            created = {
-                file_id: await self._files.create(upload, media, file_id=file_id, owner=owner)
-                for file_id, (upload, media) in carried.uploads.items()
-            }
-            prepared = PreparedInput(job_id, resolved, True, tuple(created.values()))
+            created: dict[str, FileRecord] = {}
             try:
+                for file_id, (upload, media) in carried.uploads.items():
+                    created[file_id] = await self._files.create(
+                        upload, media, file_id=file_id, owner=owner
+                    )
                 await asyncio.to_thread(self._link, job_id, references, records | created)
-            except InvalidInput:
-                await self.withdraw(prepared)
+            except (InvalidInput, DiskFull):
+                await self.withdraw(PreparedInput(job_id, resolved, True, (*created.values(),)))
                 raise
-        return prepared
+        return PreparedInput(job_id, resolved, True, (*created.values(),))
 
     async def release(self, prepared: PreparedInput) -> None:
         """Removes the job's links: another job has taken its place."""
@@ -131,7 +131,7 @@ class JobInputs:
                     f"{self._settings.max_data_url_bytes} bytes together; upload the file "
                     "(POST /v1/files) and give its id",
                 )
-            upload = stack.enter_context(await asyncio.to_thread(received, self._blobs, data))
+            upload = stack.enter_context(await asyncio.to_thread(self._receive, data))
             file_id = content_file_id(upload.sha256, owner)
             carried.ids[url] = file_id
             if file_id in carried.uploads or await self._files.touch(file_id) is not None:
@@ -142,6 +142,9 @@ class JobInputs:
                 raise InvalidInput(param, f"{param} {error}") from None
         return carried
 
+    def _receive(self, data: bytes) -> Upload:
+        return received(self._blobs, data, min_free_bytes=self._settings.min_free_disk_bytes)
+
     def _link(
         self,
         job_id: str,
@@ -151,7 +154,8 @@ class JobInputs:
         for reference in references:
             key = input_key(job_id, reference.field, reference.index)
             try:
-                self._blobs.link(records[reference.value].blob_key, key)
+                with disk_errors():
+                    self._blobs.link(records[reference.value].blob_key, key)
             except FileNotFoundError:
                 # Deleted since it was looked up.
                 raise InvalidInput(

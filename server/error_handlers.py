@@ -19,6 +19,7 @@ from starlette.types import ExceptionHandler
 
 from jobs.errors import (
     DeadlineTooSoon,
+    DiskFull,
     IdempotencyConflict,
     InvalidInput,
     JobActive,
@@ -37,6 +38,9 @@ from server.problems import (
     render,
     store_unavailable,
 )
+
+DISK_FULL_RETRY_SECONDS = 60
+"""Room comes by itself when files and results expire, which the keeper looks after all the time."""
 
 MAX_SHOWN_CHARS = 100
 MAX_SHOWN_ERRORS = 32
@@ -149,6 +153,15 @@ def _quota_exceeded(error: QuotaExceeded) -> Problem:
     )
 
 
+def _disk_full(_: DiskFull) -> Problem:
+    return Problem(
+        503,
+        ProblemCode.OVERLOADED,
+        "The server's disk has no room for files; nothing was kept.",
+        headers={"Retry-After": str(DISK_FULL_RETRY_SECONDS)},
+    )
+
+
 def _checks_busy(error: ChecksBusy) -> Problem:
     return Problem(
         503,
@@ -200,6 +213,7 @@ _TRANSLATIONS: dict[type[Exception], Callable[[Any], Problem]] = {
     QuotaExceeded: _quota_exceeded,
     DeadlineTooSoon: _deadline_too_soon,
     ChecksBusy: _checks_busy,
+    DiskFull: _disk_full,
     IdempotencyConflict: _idempotency_conflict,
     InvalidInput: _invalid_input,
     StoreUnavailable: _unavailable,

@@ -108,8 +108,10 @@ async def upload_file(
     larger than the server's limits is refused. It is kept for a time (`expires_at`); a job that
     uses it keeps it for as long as it needs.
     """
-    limit = services.settings.max_file_bytes
-    upload = await asyncio.to_thread(Upload, services.blobs, max_bytes=limit)
+    limit, reserve = services.settings.max_file_bytes, services.settings.min_free_disk_bytes
+    upload = await asyncio.to_thread(
+        Upload, services.blobs, max_bytes=limit, min_free_bytes=reserve
+    )
     with upload:
         try:
             form = await read_form(request, file_field="file", write=upload.write, max_bytes=limit)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import socket
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 from http_harness import Api, until
 from uploading import assert_refused, blobs, form, part, upload
 
+from jobs.blobs import FileBlobStore
 from tests.media_files import clip, picture, sound
+from tests.video_spec import VIDEO_SPEC
 
 BROKEN: dict[str, tuple[Any, str]] = {
     "empty": (lambda _: b"", "file is empty"),
@@ -152,3 +155,51 @@ def test_a_continued_upload_is_answered_before_it_is_sent(video_api: Api) -> Non
     response = connection.getresponse()
     assert response.status == 413
     connection.close()
+
+
+SMALL = picture()
+LARGE = SMALL + bytes(15_000)
+
+
+def _refused_for_room(api: Api, response: Any) -> None:
+    assert (response.status_code, response.json()["code"]) == (503, "overloaded")
+    assert "no room for files" in response.json()["detail"]
+    assert int(response.headers["Retry-After"]) >= 1
+    assert blobs(api) == []
+    assert api.client.get("/v1/files").json()["data"] == []
+
+
+def _by_data_url(api: Api, data: bytes) -> Any:
+    url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+    body = {"model": VIDEO_SPEC.id, "input": {"prompt": "x", "first_frame": url}}
+    return api.client.post("/v1/jobs", json=body)
+
+
+@pytest.mark.parametrize("send", [upload, _by_data_url])
+def test_while_the_disk_is_short_of_room_files_are_refused_and_jobs_are_not(
+    video_api: Api, monkeypatch: pytest.MonkeyPatch, send: Any
+) -> None:
+    least = video_api.settings.min_free_disk_bytes
+    monkeypatch.setattr(FileBlobStore, "free_bytes", lambda _: least - 1)
+    _refused_for_room(video_api, send(video_api, SMALL))
+    plain = {"model": VIDEO_SPEC.id, "input": {"prompt": "x"}}
+    assert video_api.client.post("/v1/jobs", json=plain).status_code == 202
+    monkeypatch.setattr(FileBlobStore, "free_bytes", lambda _: least)
+    assert send(video_api, SMALL).status_code in (201, 202)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize("send", [upload, _by_data_url])
+@pytest.mark.parametrize("data", [SMALL, LARGE], ids=["written at the end", "written on the way"])
+def test_a_disk_that_is_full_in_the_middle_of_a_file_leaves_nothing_of_it(
+    video_api: Api, monkeypatch: pytest.MonkeyPatch, send: Any, data: bytes
+) -> None:
+    new_part = FileBlobStore.new_part
+
+    def full(blobs: FileBlobStore, folder: str) -> tuple[BinaryIO, Path]:
+        file, path = new_part(blobs, folder)
+        file.close()
+        return Path("/dev/full").open("wb"), path
+
+    monkeypatch.setattr(FileBlobStore, "new_part", full)
+    _refused_for_room(video_api, send(video_api, data))
