@@ -130,7 +130,7 @@ def _switch_off(safeguard: str) -> None:
         _cut("FINISH", "if job.exec ~= exec then", "if false then")
         _cut("REQUEUE", "if job.exec ~= exec then", "if false then")
     elif safeguard == "reaper":
-        _cut("REAP", "local reaped = {}", "do return {} end local reaped = {}")
+        _cut("REAP", "local reaped, lost = {}, {}", "do return {} end local reaped, lost = {}, {}")
     elif safeguard == "checkpoint-fence":
         _cut("CHECKPOINT", "if held[1] ~= exec then return 0 end")
     else:
