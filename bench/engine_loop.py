@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from config.model_spec import ModelSpec
 from jobs.blobs import FileBlobStore
@@ -29,7 +30,7 @@ from jobs.types import (
     Usage,
     Verdict,
 )
-from models.pipeline import Generation, KeepGoing, Pipeline, to_the_end
+from models.pipeline import Generation, KeepGoing, Pipeline, Request, to_the_end
 from workers.background import BackgroundThread
 from workers.batch_limits import BatchLimits
 from workers.checkpoints import Checkpoints
@@ -74,15 +75,23 @@ class Times:
 
 
 class _Watched:
-    """A pipeline that says whom it is about to step."""
+    """A pipeline that says whose first step it is about to take, by the seed."""
 
-    def __init__(self, pipeline: Pipeline, note: Callable[[Sequence[Generation]], None]) -> None:
+    def __init__(self, pipeline: Pipeline, note: Callable[[int], None]) -> None:
         self._pipeline = pipeline
         self._note = note
+        self._seeds: WeakKeyDictionary[Generation, int] = WeakKeyDictionary()
         self.step_seconds: list[float] = []
 
+    def prepare(self, request: Request, keep_going: KeepGoing = to_the_end) -> Generation:
+        generation = self._pipeline.prepare(request, keep_going)
+        self._seeds[generation] = request.seed
+        return generation
+
     def step(self, batch: Sequence[Generation], keep_going: KeepGoing = to_the_end) -> None:
-        self._note(batch)
+        for generation in batch:
+            if generation.step_index == 0:
+                self._note(self._seeds[generation])
         started = time.perf_counter()
         self._pipeline.step(batch, keep_going)
         self.step_seconds.append(time.perf_counter() - started)
@@ -101,7 +110,9 @@ class EngineLoop:
         self._by_seed: dict[int, str] = {}
         device = Device("cpu", "float32")
         recipes = {model: Recipes(model, "", device, "") for model in pipelines}
-        self._watched = {model: _Watched(p, self._note_step) for model, p in pipelines.items()}
+        self._watched = {
+            model: _Watched(p, self._note_first_step) for model, p in pipelines.items()
+        }
         self._engine = Engine(
             self._watched,
             self,
@@ -172,11 +183,8 @@ class EngineLoop:
         """What every step of a model took in the last load."""
         return self._watched[model].step_seconds
 
-    def _note_step(self, batch: Sequence[Generation]) -> None:
-        for generation in batch:
-            if generation.step_index == 0:
-                job_id = self._by_seed[generation.request.seed]  # type: ignore[attr-defined]
-                self.times[job_id].first_step = time.perf_counter()
+    def _note_first_step(self, seed: int) -> None:
+        self.times[self._by_seed[seed]].first_step = time.perf_counter()
 
     def report(self, updates: Sequence[Progress]) -> list[Verdict]:
         """Part of the engine's sink."""

@@ -21,6 +21,7 @@ from bench import (
     gguf_loading,
     goals,
     heartbeat,
+    preemption,
     wan_gguf,
     wan_gguf_14b,
 )
@@ -148,6 +149,13 @@ def test_a_load_that_keeps_pythons_lock_is_seen_to_hold_up_the_heartbeat():
 def test_the_heartbeat_is_measured_beside_the_load_of_a_whole_model():
     figures = heartbeat.run(TINY, processes=1)
     assert figures["load_seconds"] >= figures["longest_between_beats_seconds"] > 0
+
+
+def test_waits_are_measured_while_a_clip_is_denoised():
+    figures = preemption.run(clip_steps=8, pictures=2)
+    assert {row["preemption"] for row in figures["wait"]} == {"on", "off"}
+    assert all(row["pictures"] for row in figures["wait"] if row["preemption"] == "on")
+    assert goals.broken(figures) == []
 
 
 def test_a_benchmark_that_fails_is_reported_and_the_others_go_on(monkeypatch, capfd):
