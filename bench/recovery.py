@@ -30,7 +30,7 @@ KILL_AFTER = 0.6
 """Of the steps of a job."""
 
 CHECKPOINT_SECONDS = 0.2
-"""Ten by default; in proportion to a job of the bundled model, which takes seconds and not minutes."""
+"""Ten by default; a job of the bundled model takes seconds, though, and not minutes."""
 
 GOING_ON_WITHIN_SECONDS = 8.0
 """Of the kill: a lease of six seconds, and finding the job."""
