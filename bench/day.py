@@ -7,9 +7,10 @@ kept for `retention_hours` instead of 24, so that the day has a steady state at 
 four steps. Leases and the keys that remember a claim are not scaled, so more of these are resident
 than on a true day, and the memory shown is above the true one by that.
 
-Memory is read every hour and fitted as constant + records + event logs + hours: the last is growth
-that nothing resident explains, and must stay below `MOST_GROWTH` of the mean over a day. At the end
-everything expires, and only the keys that `jobs.keys` calls lasting may be left.
+Memory is read every hour and fitted as constant + records + event logs + waiting jobs + hours: the
+last is growth that nothing resident explains, and must stay below `MOST_GROWTH` of the mean over a
+day. Jobs wait in great numbers only on a machine that cannot keep pace in the busiest hours. At the
+end everything expires, and only the keys that `jobs.keys` calls lasting may be left.
 """
 
 from __future__ import annotations
@@ -104,12 +105,15 @@ class Plan:
 
 @dataclass(frozen=True)
 class Sample:
-    """Redis at one moment: bytes used, jobs that have ended and are kept, event logs of those."""
+    """Redis at one moment: bytes used, jobs that have ended and are kept, event logs of those, and
+    jobs that wait.
+    """
 
     hour: float
     used: int
     records: int
     logs: int
+    waiting: int
     keys: int
 
 
@@ -122,6 +126,7 @@ def take_sample(redis: Redis, settings: Settings, hour: float) -> Sample:
         int(redis.info("memory")["used_memory"]),  # type: ignore[index]
         int(redis.zcard(keys.EXPIRY)),  # type: ignore[arg-type]
         int(redis.zcount(keys.EXPIRY, logged, "+inf")),  # type: ignore[arg-type]
+        sum(int(redis.llen(name)) for name in redis.smembers("rq:queues")),  # type: ignore
         int(redis.dbsize()),  # type: ignore[arg-type]
     )
 
@@ -159,10 +164,10 @@ def leaked(redis: Redis) -> list[str]:
 
 
 def growth(samples: list[Sample]) -> float:
-    """Bytes per hour that neither the resident records nor their event logs explain."""
-    rows = [[1.0, s.records, s.logs, s.hour] for s in samples]
+    """Bytes per hour that neither records, nor their event logs, nor waiting jobs explain."""
+    rows = [[1.0, s.records, s.logs, s.waiting, s.hour] for s in samples]
     fitted, *_ = np.linalg.lstsq(np.array(rows), np.array([s.used for s in samples]), rcond=None)
-    return float(fitted[3])
+    return float(fitted[-1])
 
 
 async def _until(
@@ -195,7 +200,7 @@ async def _pass_day(
 def _print_row(sample: Sample) -> None:
     print(
         f"  hour {sample.hour:5.1f}  {sample.used / 1e6:8.1f} MB  {sample.records:8d} records"
-        f"  {sample.logs:7d} event logs  {sample.keys:8d} keys",
+        f"  {sample.logs:7d} event logs  {sample.waiting:7d} waiting  {sample.keys:8d} keys",
         flush=True,
     )
 
@@ -254,7 +259,13 @@ def _figures(
         "most arrivals behind the clock": load.most_waiting,
         "what happened": dict(sorted(load.counts.items())),
         "hours": [
-            {"hour": round(s.hour, 2), "MB": s.used / 1e6, "records": s.records, "keys": s.keys}
+            {
+                "hour": round(s.hour, 2),
+                "MB": s.used / 1e6,
+                "records": s.records,
+                "waiting": s.waiting,
+                "keys": s.keys,
+            }
             for s in samples
         ],
         "peak MB": max((s.used for s in samples), default=0) / 1e6,
@@ -266,7 +277,7 @@ def _figures(
         figures["bytes per resident job"] = per_record
         figures["most resident at a time"] = max((s.records for s in samples), default=0)
         figures["so a million a day, kept for 24 h, take GB"] = per_record / 1e3
-    if len(steady) > 4:
+    if len(steady) > 5:
         mean = sum(s.used for s in steady) / len(steady)
         share = growth(steady) * DAY_HOURS / mean
         figures["unexplained growth, % of the mean a day"] = 100 * share
