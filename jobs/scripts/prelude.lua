@@ -431,9 +431,10 @@ local function erase(id)
 end
 
 -- Jobs that would be served before this one, -1 unless it is queued, and when it will start and
--- end, in us, '' until that is measured.
-local function outlook(id, origin, owner, status, run)
-  local place = status == 'queued' and redis.call('LPOS', lane_key(origin, owner), id)
+-- end, in us, '' until that is measured. Its `place` in its lane is looked for unless it is known:
+-- in a long lane that takes most of the time.
+local function outlook(id, origin, owner, status, run, place)
+  place = place or status == 'queued' and redis.call('LPOS', lane_key(origin, owner), id)
   if not place then return -1, '', '' end
   local jobs, wait = ahead_of(origin, owner, place)
   local _, mean_run = mean_cost(origin:match('^(.*):') or origin)

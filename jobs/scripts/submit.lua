@@ -96,6 +96,7 @@ if loading[1] then
     loading[2] == '' and '' or math.max(0, (loading[2] - now_us) / 1e6))
 end
 wake(model)
-local position, starts, ends = outlook(id, queue, owner, 'queued', run)
+local last = redis.call('LLEN', lane_key(queue, owner)) - 1
+local position, starts, ends = outlook(id, queue, owner, 'queued', run, last)
 if ends ~= '' then redis.call('HSET', key, 'eta_us', ends) end
 return { 'created', now_us, position, starts, ends }

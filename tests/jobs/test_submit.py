@@ -214,3 +214,20 @@ async def test_without_redis_everything_says_so(
         with pytest.raises(StoreUnavailable):
             await call
     await client.aclose()
+
+
+async def test_a_submission_does_not_search_its_queue(
+    store: JobStore, redis_client: Redis, make_job: MakeJob
+) -> None:
+    """It would take longer the more jobs wait, and hold up everybody else meanwhile."""
+    await store.submit(make_job())
+
+    def searches() -> int:
+        return redis_client.info("commandstats").get("cmdstat_lpos", {"calls": 0})["calls"]
+
+    before = searches()
+    record, _ = await store.submit(make_job())
+    assert record.queue_position == 1
+    assert searches() == before
+    assert (await store.get(record.id)).queue_position == 1
+    assert searches() == before + 1
