@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import REGISTRY
 from redis import Redis
 
 from config.model_spec import ModelSpec
@@ -28,7 +29,7 @@ from jobs.checkpoints import checkpoint_key
 from jobs.connections import connect, connect_async
 from jobs.errors import DeadlineTooSoon, JobActive, JobNotFound
 from jobs.events import EventHub
-from jobs.keeper import BATCH, Keeper
+from jobs.keeper import Keeper
 from jobs.lease import LeaseClient
 from jobs.schema import resolve_input, total_steps
 from jobs.store import JobStore
@@ -57,6 +58,9 @@ SWING = 0.6
 STEPS = 4
 BATCH_OF_SUBMITS = 128
 WORKERS = 2
+SWEEP_SECONDS = 60.0
+"""Simulated, between two walks of the keeper."""
+
 SEATS = 16
 """Jobs that one worker claims at a time."""
 
@@ -91,10 +95,20 @@ class Clock:
 
 
 class Load:
-    """The deployment's load. Counts what it did in `counts`; `stop` ends its threads."""
+    """The deployment's load. Counts what it did in `counts`; `stop` ends its threads.
+
+    `scale`: simulated seconds that pass in one.
+    """
 
     def __init__(
-        self, url: str, settings: Settings, spec: ModelSpec, owners: list[str], seed: int
+        self,
+        url: str,
+        settings: Settings,
+        spec: ModelSpec,
+        owners: list[str],
+        *,
+        seed: int,
+        scale: float,
     ) -> None:
         self.counts: Counter[str] = Counter()
         self.most_waiting = 0
@@ -103,6 +117,7 @@ class Load:
         self._spec = spec
         self._owners = [ANONYMOUS, *owners]
         self._seed = seed
+        self._scale = scale
         self._stop = threading.Event()
         self._lock = threading.Lock()
         self._errors: list[BaseException] = []
@@ -124,11 +139,22 @@ class Load:
         for thread in self._threads:
             thread.join()
         self.check()
+        taken_back = REGISTRY.get_sample_value(
+            "denoised_jobs_requeued_total", {"cause": "lease_lapsed"}
+        )
+        self.counts["taken back"] = int(taken_back or 0)
 
     def check(self) -> None:
         """Raises what has ended a thread early."""
         if self._errors:
             raise self._errors[0]
+
+    async def queue_up(self, first: int, count: int) -> None:
+        """Submits `count` jobs, numbered from `first` on."""
+        async with connect_async(self._url) as client:
+            store = JobStore(client, self._settings)
+            for number in range(first, first + count):
+                await store.submit(self._new_job(number))
 
     async def arrive(self, clock: Clock, jobs: int) -> None:
         """Submits, cancels, deletes and watches until the day's `jobs` have come."""
@@ -227,20 +253,14 @@ class Load:
             self._errors.append(error)
 
     def _keep(self, folder: Path) -> None:
-        """Rounds without a pause while there is more to do than one round does."""
         with connect(self._url) as redis:
-            keeper = Keeper(redis, self._settings, FileBlobStore(folder), sweep_seconds=1.0)
-            while not self._stop.is_set():
-                report = keeper.run_once()
-                self._count(
-                    {
-                        "taken back": len(report.requeued) + len(report.failed),
-                        "worker_lost": len(report.failed),
-                        "expired": report.expired,
-                    }
-                )
-                if report.expired < BATCH:
-                    self._stop.wait(self._settings.reap_seconds)
+            keeper = Keeper(
+                redis,
+                self._settings,
+                FileBlobStore(folder),
+                sweep_seconds=SWEEP_SECONDS / self._scale,
+            )
+            keeper.run(self._stop)
 
     def _work(self, name: str) -> None:
         worker = LeaseClient(self._url, self._settings, name)

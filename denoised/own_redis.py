@@ -8,6 +8,7 @@ with growing pauses, and never waited for, since a large file takes minutes to l
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -20,7 +21,7 @@ log = structlog.get_logger(__name__)
 
 
 class OwnRedis:
-    """A context manager: the server, at `url`, is up from the beginning and ended at the end.
+    """A context manager: the server, at `url`, is begun with it and ended at its end.
 
     `restart_at`, on the supervisor's clock, is when to call `revive` again, None while it runs.
     Raises CommandError when it cannot be started in the first place.
@@ -32,7 +33,7 @@ class OwnRedis:
         self._began_at = -math.inf
         self._quick_deaths = 0
         try:
-            self._server = EmbeddedRedis.start(directory)
+            self._server = EmbeddedRedis.begin(directory)
         except RedisUnavailable as error:
             raise CommandError(str(error)) from None
         self.url = self._server.url
@@ -42,6 +43,13 @@ class OwnRedis:
 
     def __exit__(self, *_: object) -> None:
         self._server.stop()
+
+    def wait_until_ready(self, should_stop: Callable[[], bool]) -> bool:
+        """Wait for the first answer; False if told to stop meanwhile. Raises CommandError."""
+        try:
+            return self._server.wait_until_ready(should_stop)
+        except RedisUnavailable as error:
+            raise CommandError(str(error)) from None
 
     def revive(self, now: float) -> None:
         """Start it again if it has ended; its clients ride out the gap."""
@@ -59,7 +67,7 @@ class OwnRedis:
             return
         self._began_at, self.restart_at = now, None
         try:
-            self._server = EmbeddedRedis.begin(self._directory)
+            self._server = EmbeddedRedis.begin(self._directory, self._server.program)
         except RedisUnavailable as error:
             self._quick_deaths += 1
             self.restart_at = now + pause_before_restart(self._quick_deaths)

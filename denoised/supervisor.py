@@ -64,6 +64,8 @@ def serve(settings: Settings, model_ids: Sequence[str]) -> int:
         redis = None
         if settings.redis_url is None:
             redis = stack.enter_context(OwnRedis(settings.redis_dir))
+            if not redis.wait_until_ready(lambda: inbox.stops > 0):
+                return 0
             settings = settings.model_copy(update={"redis_url": redis.url})
         check_exposure(settings)
         return Supervisor(settings, model_ids, listener, inbox, redis).run()

@@ -18,17 +18,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
+import structlog
 from redis import Redis
 from redis.exceptions import BusyLoadingError, RedisError
 
 from jobs.errors import RedisUnavailable
 
 __all__ = ["EmbeddedRedis", "RedisUnavailable", "find_server"]
+
+log = structlog.get_logger(__name__)
 
 OLDEST_VERSION = (6, 2)
 MAX_SOCKET_PATH = 103
@@ -86,11 +91,14 @@ def _url(socket: Path) -> str:
 class EmbeddedRedis:
     """A running server; use `start`, and the object as a context manager or `stop` it.
 
-    `url` is what clients connect to (`unix:///...`), `pid` the server's process.
+    `url` is what clients connect to (`unix:///...`), `program` what runs, `pid` its process.
     """
 
-    def __init__(self, directory: Path, process: subprocess.Popen[bytes], socket: Path) -> None:
+    def __init__(
+        self, directory: Path, program: Path, process: subprocess.Popen[bytes], socket: Path
+    ) -> None:
         self.directory = directory
+        self.program = program
         self.url = _url(socket)
         self._process = process
 
@@ -104,29 +112,32 @@ class EmbeddedRedis:
         """
         embedded = cls.begin(directory)
         try:
-            embedded._wait_until_ready()
+            embedded.wait_until_ready()
         except BaseException:
             embedded.stop()
             raise
         return embedded
 
     @classmethod
-    def begin(cls, directory: Path) -> EmbeddedRedis:
-        """As `start`, but does not wait: the server may be loading its file, or soon end."""
-        server = find_server()
+    def begin(cls, directory: Path, program: Path | None = None) -> EmbeddedRedis:
+        """As `start`, but does not wait: the server may be loading its file, or soon end.
+
+        `program`: the one that has served the directory before, which is not looked for then.
+        """
+        program = program or find_server()
         directory = directory.absolute()
         try:
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             lock = _lock(directory)
+            try:
+                socket = _socket_path(directory)
+                process = _spawn(program, directory, socket, lock)
+            finally:
+                # The server holds the lock through its own copy of the descriptor.
+                os.close(lock)
         except OSError as error:
             raise RedisUnavailable(f"cannot use {directory} for Redis: {error}") from error
-        try:
-            socket = _socket_path(directory)
-            process = _spawn(server, directory, socket, lock)
-        finally:
-            # The server holds the lock through its own copy of the descriptor.
-            os.close(lock)
-        return cls(directory, process, socket)
+        return cls(directory, program, process, socket)
 
     @property
     def pid(self) -> int:
@@ -158,13 +169,18 @@ class EmbeddedRedis:
     ) -> None:
         self.stop()
 
-    def _wait_until_ready(self) -> None:
+    def wait_until_ready(self, should_stop: Callable[[], bool] = lambda: False) -> bool:
+        """Waits until it answers, as long as it takes it to load its file; False if told to stop.
+
+        Raises `RedisUnavailable` when it ends or does not come up.
+        """
         deadline = time.monotonic() + START_SECONDS
+        is_loading = False
         with Redis.from_url(self.url, socket_timeout=1.0, protocol=2) as client:
-            while True:
+            while not should_stop():
                 try:
                     client.execute_command("PING")
-                    return
+                    return True
                 except RedisError as error:
                     if not self.alive:
                         raise RedisUnavailable(
@@ -172,11 +188,15 @@ class EmbeddedRedis:
                         ) from error
                     if isinstance(error, BusyLoadingError):
                         deadline = time.monotonic() + START_SECONDS
+                        if not is_loading:
+                            log.info("Redis is loading its file", directory=str(self.directory))
+                        is_loading = True
                     elif time.monotonic() > deadline:
                         raise RedisUnavailable(
                             f"Redis does not answer after {START_SECONDS:.0f} s: {error}"
                         ) from error
                     time.sleep(0.005)
+        return False
 
 
 def _spawn(server: Path, directory: Path, socket: Path, lock: int) -> subprocess.Popen[bytes]:
@@ -211,8 +231,10 @@ def _spawn(server: Path, directory: Path, socket: Path, lock: int) -> subprocess
         )
     except OSError as error:
         raise RedisUnavailable(f"cannot run {server}: {error}") from error
-    os.ftruncate(lock, 0)
-    os.pwrite(lock, f"{process.pid}\n".encode(), 0)
+    # For the message to whoever finds the directory taken; a full disk must not end the server.
+    with suppress(OSError):
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{process.pid}\n".encode(), 0)
     return process
 
 

@@ -17,19 +17,22 @@ from typing import Self
 from jobs.blobs import FILES, FileBlobStore
 from jobs.errors import DiskFull, FileTooLarge
 
+CHECK_BYTES = 16 * 2**20
+"""Whether there is still room is looked at each time so much has come."""
+
 
 class Upload:
     """A file being received. As a context manager it leaves nothing behind that was not kept.
 
-    It is not begun while less than `min_free_bytes` of the disk are free. Every method raises
-    `DiskFull` when there is no room.
+    It is not begun, nor gone on with, while less than `min_free_bytes` of the disk are free. Every
+    method raises `DiskFull` when there is no room.
     """
 
     def __init__(self, blobs: FileBlobStore, *, max_bytes: int, min_free_bytes: int = 0) -> None:
-        if blobs.free_bytes() < min_free_bytes:
-            raise DiskFull
         self._blobs = blobs
         self._max_bytes = max_bytes
+        self._min_free_bytes = min_free_bytes
+        self._check_room()
         self._digest = hashlib.sha256()
         with disk_errors():
             self._file, self.path = blobs.new_part(FILES)
@@ -56,6 +59,9 @@ class Upload:
         self.size += len(data)
         if self.size > self._max_bytes:
             raise FileTooLarge(self._max_bytes)
+        self._unchecked_bytes += len(data)
+        if self._unchecked_bytes >= CHECK_BYTES:
+            self._check_room()
         self._digest.update(data)
         with disk_errors():
             self._file.write(data)
@@ -77,6 +83,13 @@ class Upload:
         with suppress(OSError):
             self._file.close()
         self.path.unlink(missing_ok=True)
+
+    def _check_room(self) -> None:
+        self._unchecked_bytes = 0
+        with disk_errors():
+            free = self._blobs.free_bytes()
+        if free < self._min_free_bytes:
+            raise DiskFull
 
 
 @contextmanager

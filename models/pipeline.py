@@ -208,7 +208,7 @@ class Pipeline(Protocol):
     def drop_batch(self) -> None:
         """Let go of what is kept on the device for the batch that stepped last.
 
-        The next step makes it anew. To be called when a generation has been moved away.
+        The next step makes it anew. To be called when a generation has been moved away or given up.
         """
 
     def preview(self, generation: Generation) -> list[Image]:

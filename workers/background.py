@@ -43,9 +43,8 @@ class BackgroundThread:
     def _run(self) -> None:
         while True:
             work, future = self._waiting.get()
-            if not future.set_running_or_notify_cancel():
-                continue
-            _do(work, future)
+            if future.set_running_or_notify_cancel():
+                _do(work, future)
             # Nothing of this job may stay in memory until the next one comes.
             del work, future
 

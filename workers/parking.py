@@ -59,7 +59,11 @@ class Parking:
 
     def discard(self, member: Member) -> None:
         """Forget a member, if it is known: its generation is gone, or soon will be."""
-        size = self._sizes.pop(member, 0)
+        size = self._sizes.pop(member, None)
+        if size is None:
+            return
+        # The batch that stepped last may hold what was computed for it.
+        self._pipelines[member.job.model].drop_batch()
         if member in self._parked:
             self._parked.remove(member)
         else:

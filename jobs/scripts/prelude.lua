@@ -158,11 +158,20 @@ local function leave_lane(id, job)
   if job.owner ~= '' then redis.call('LREM', queue_key(job.origin), 0, id) end
 end
 
+-- The lanes of a queue, and how many jobs wait in each.
+local function lanes_of(queue)
+  local names, lengths = {}, {}
+  for i, owner in ipairs(owners_of(queue)) do
+    names[i] = lane_name(queue, owner)
+    lengths[i] = redis.call('LLEN', queue_key(names[i]))
+  end
+  return names, lengths
+end
+
 local function waiting_on(queue)
   local waiting = 0
-  for _, owner in ipairs(owners_of(queue)) do
-    waiting = waiting + redis.call('LLEN', lane_key(queue, owner))
-  end
+  local _, lengths = lanes_of(queue)
+  for _, length in ipairs(lengths) do waiting = waiting + length end
   return waiting
 end
 
@@ -197,52 +206,74 @@ local function mean_cost(model)
   return tonumber(gpu), tonumber(run)
 end
 
--- GPU-seconds of `count` jobs, all that wait in a lane; nil while something is not measured.
-local function lane_cost(lane, count, mean)
-  if count == 0 then return 0 end
-  local known = tonumber(redis.call('HGET', 'denoised:backlog:jobs', lane) or 0)
-  local unknown = math.max(count - known, 0)
-  if unknown > 0 and not mean then return nil end
-  return math.max(tonumber(redis.call('HGET', 'denoised:backlog', lane) or 0), 0)
-    + unknown * (mean or 0)
+-- GPU-seconds of all that waits in each lane; false while something in it is not measured.
+local AT_ONCE = 1000
+local function lane_costs(names, lengths, mean)
+  local costs = {}
+  for first = 1, #names, AT_ONCE do
+    local last = math.min(first + AT_ONCE - 1, #names)
+    local weights = redis.call('HMGET', 'denoised:backlog', unpack(names, first, last))
+    local counts = redis.call('HMGET', 'denoised:backlog:jobs', unpack(names, first, last))
+    for i = first, last do
+      local known = tonumber(counts[i - first + 1] or 0)
+      local unknown = math.max(lengths[i] - known, 0)
+      local weight = math.max(tonumber(weights[i - first + 1] or 0), 0)
+      costs[i] = lengths[i] == 0 and 0
+        or (unknown == 0 or mean) and weight + unknown * (mean or 0)
+    end
+  end
+  return costs
 end
 
--- Workers that take a queue's jobs. RQ's set names dead ones, too, until the keeper has been by.
-local function living_on(queue)
-  local living = 0
-  for _, worker in ipairs(redis.call('SMEMBERS', 'rq:workers:' .. queue)) do
-    local state = redis.call('HGET', worker, 'state')
-    if state and state ~= 'draining' then living = living + 1 end
+-- GPU-seconds left of what runs of a queue, nil while they are not measured. Of many jobs some stand
+-- for all: which come first in the set is chance.
+local SAMPLED = 8
+local function running_cost(queue, mean)
+  local members = redis.call('ZRANGE', 'rq:wip:' .. queue, 0, SAMPLED - 1)
+  local sum = 0
+  for _, member in ipairs(members) do
+    local v = redis.call('HMGET', job_key(member:match('^[^:]+')), 'eta', 'cost')
+    local left = tonumber(v[1] or '') or tonumber(v[2] or '') or mean
+    if not left then return nil end
+    sum = sum + left
   end
-  return living
+  if #members < SAMPLED then return sum end
+  return sum * redis.call('ZCARD', 'rq:wip:' .. queue) / SAMPLED
+end
+
+-- Workers that take a queue's jobs; looked up once a script. RQ's set names dead ones, too, until the
+-- keeper has been by.
+local living = {}
+local function living_on(queue)
+  if not living[queue] then
+    living[queue] = 0
+    for _, worker in ipairs(redis.call('SMEMBERS', 'rq:workers:' .. queue)) do
+      local state = redis.call('HGET', worker, 'state')
+      if state and state ~= 'draining' then living[queue] = living[queue] + 1 end
+    end
+  end
+  return living[queue]
 end
 
 -- What is served before the `place`th job of a lane, as `claim` would do it: jobs of this model, and
 -- seconds until then over all workers of the queue, nil until everything in it is measured.
-local function ahead_of(queue, owner, place)
+local function ahead_of(queue, place)
   local model, class = queue:match('^(.*):([^:]*)$')
   if not model then return place, nil end
   local mean = mean_cost(model)
   local jobs, seconds = 0, 0
-  local function add(name, whose, most)
-    local length = redis.call('LLEN', lane_key(name, whose))
-    local count = math.min(length, most)
-    if count == 0 then return end
-    local cost = lane_cost(lane_name(name, whose), length, mean)
-    jobs = jobs + count
-    seconds = seconds and cost and seconds + cost * count / length
-  end
   for _, urgent in ipairs(CLASSES) do
     local name = model .. ':' .. urgent
-    for _, whose in ipairs(owners_of(name)) do
+    local names, lengths = lanes_of(name)
+    local costs = lane_costs(names, lengths, mean)
+    for i, length in ipairs(lengths) do
       -- Keys of one class take turns.
-      add(name, whose, urgent == class and place or math.huge)
+      local count = urgent == class and math.min(length, place) or length
+      jobs = jobs + count
+      if count > 0 then seconds = seconds and costs[i] and seconds + costs[i] * count / length end
     end
-    for _, member in ipairs(redis.call('ZRANGE', 'rq:wip:' .. name, 0, 63)) do
-      local v = redis.call('HMGET', job_key(member:match('^[^:]+')), 'eta', 'cost')
-      local left = tonumber(v[1] or '') or tonumber(v[2] or '') or mean
-      seconds = seconds and left and seconds + left
-    end
+    local running = seconds and running_cost(name, mean)
+    seconds = running and seconds + running
     if urgent == class then break end
   end
   local workers = living_on(queue)
@@ -436,7 +467,7 @@ end
 local function outlook(id, origin, owner, status, run, place)
   place = place or status == 'queued' and redis.call('LPOS', lane_key(origin, owner), id)
   if not place then return -1, '', '' end
-  local jobs, wait = ahead_of(origin, owner, place)
+  local jobs, wait = ahead_of(origin, place)
   local _, mean_run = mean_cost(origin:match('^(.*):') or origin)
   run = tonumber(run or '') or mean_run
   if not wait or not run then return jobs, '', '' end

@@ -4,13 +4,12 @@ local depths = {}
 for _, name in ipairs(redis.call('SMEMBERS', 'denoised:queues')) do
   local queued, cost, oldest = 0, 0, nil
   local mean = mean_cost(name:match('^(.*):') or name)
-  for _, owner in ipairs(owners_of(name)) do
-    local lane = lane_name(name, owner)
-    local length = redis.call('LLEN', queue_key(lane))
+  local lanes, lengths = lanes_of(name)
+  local costs = lane_costs(lanes, lengths, mean)
+  for i, owner in ipairs(owners_of(name)) do
     local since = head_since(name, owner)
     if since and (not oldest or since < oldest) then oldest = since end
-    local seconds = lane_cost(lane, length, mean)
-    queued, cost = queued + length, cost and seconds and cost + seconds
+    queued, cost = queued + lengths[i], cost and costs[i] and cost + costs[i]
   end
   depths[#depths + 1] = { name, queued, redis.call('ZCARD', 'rq:wip:' .. name),
     oldest and string.format('%.6f', now - oldest / 1e6) or '',

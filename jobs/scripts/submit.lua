@@ -27,8 +27,9 @@ end
 
 local waiting, mine, sharing = 0, 0, {}
 for _, name in ipairs(redis.call('SMEMBERS', 'denoised:queues')) do
-  for _, whose in ipairs(owners_of(name)) do
-    local length = redis.call('LLEN', lane_key(name, whose))
+  local _, lengths = lanes_of(name)
+  for i, whose in ipairs(owners_of(name)) do
+    local length = lengths[i]
     waiting = waiting + length
     if whose == owner then mine = mine + length end
     if length > 0 then sharing[whose] = 1 end
@@ -64,7 +65,7 @@ if owner ~= '' then
 end
 if waiting >= tonumber(ARGV[10]) then return { 'full', pause(1) } end
 if deadline and run ~= '' then
-  local _, wait = ahead_of(queue, owner, redis.call('LLEN', lane_key(queue, owner)))
+  local _, wait = ahead_of(queue, redis.call('LLEN', lane_key(queue, owner)))
   if wait and wait + run > deadline then
     return { 'late', string.format('%.6f', wait + run), run }
   end

@@ -197,7 +197,7 @@ class WanVacePipeline:
     def preview(self, generation: Generation) -> list[Image.Image]:
         """A few frames of the clip from the latest estimate of its latents, in their order.
 
-        Empty before the first step.
+        Empty before the first step, and where no preview map could be fitted.
         """
         member = own(generation)
         if self._preview is None or member.step_index == 0:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
+import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from denoised.own_redis import OwnRedis
-from jobs import embedded_redis
 from jobs.connections import connect
-from jobs.embedded_redis import RedisUnavailable
 
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[OwnRedis]:
     with OwnRedis(tmp_path / "redis") as running:
+        assert running.wait_until_ready(lambda: False)
         with connect(running.url) as client:
             client.rpush("list", "accepted")
         yield running
@@ -40,9 +42,16 @@ def until_dead(redis: OwnRedis) -> None:
 
 
 def assert_nothing_is_lost(redis: OwnRedis) -> None:
-    redis._server._wait_until_ready()
+    assert redis.wait_until_ready(lambda: False)
     with connect(redis.url) as client:
         assert client.lrange("list", 0, -1) == [b"accepted"]
+
+
+def failing(code: int) -> Callable[..., NoReturn]:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise OSError(code, os.strerror(code))
+
+    return fail
 
 
 def test_while_it_lives_nothing_is_done(redis: OwnRedis) -> None:
@@ -63,11 +72,8 @@ def test_what_keeps_it_from_starting_for_a_while_ends_nothing(
 ) -> None:
     kill(redis)
 
-    def no_disk() -> Path:
-        raise RedisUnavailable("the disk is full")
-
     with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(embedded_redis, "find_server", no_disk)
+        meanwhile.setattr(subprocess, "Popen", failing(errno.ENOMEM))
         pauses = []
         now = 1000.0
         for _ in range(4):
@@ -83,28 +89,53 @@ def test_what_keeps_it_from_starting_for_a_while_ends_nothing(
     assert_nothing_is_lost(redis)
 
 
-def test_one_that_ends_as_soon_as_it_is_started_is_started_less_and_less_often(
-    redis: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_a_disk_too_full_for_its_process_id_keeps_it_from_nothing(
+    redis: OwnRedis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kill(redis)
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(os, "pwrite", failing(errno.ENOSPC))
+        redis.revive(1000.0)
+    assert redis.restart_at is None
+    assert_nothing_is_lost(redis)
+
+
+def test_it_is_brought_back_as_the_same_program(
+    redis: OwnRedis, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """An older one may not read what a newer one has written."""
+    other = tmp_path / "valkey-server"
+    other.write_text("#!/bin/sh\necho 'server v=9.9.9'\n")
+    other.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    kill(redis)
+    redis.revive(1000.0)
+    assert_nothing_is_lost(redis)
+
+
+def test_one_that_ends_as_soon_as_it_is_started_is_started_less_and_less_often(
+    redis: OwnRedis, tmp_path: Path
+) -> None:
+    kill(redis)
+    sound = redis._server.program
     broken = tmp_path / "broken-server"
     broken.write_text("#!/bin/sh\nexit 1\n")
     broken.chmod(0o755)
-    with monkeypatch.context() as meanwhile:
-        meanwhile.setattr(embedded_redis, "find_server", lambda: broken)
-        redis.revive(1000.0)
-        pauses = []
-        now = 1000.0
-        for _ in range(3):
-            until_dead(redis)
-            redis.revive(now)
-            assert redis.restart_at is not None
-            pauses.append(redis.restart_at - now)
-            now = redis.restart_at
-            redis.revive(now)
+    redis._server.program = broken
+    redis.revive(1000.0)
+    pauses = []
+    now = 1000.0
+    for _ in range(3):
+        until_dead(redis)
+        redis.revive(now)
+        assert redis.restart_at is not None
+        pauses.append(redis.restart_at - now)
+        now = redis.restart_at
+        redis.revive(now)
     assert pauses == pytest.approx([0.2, 0.4, 0.8])
     until_dead(redis)
-    # A minute of life later it counts as sound again.
+    redis._server.program = sound
+    # One that has lived for a minute counts as sound again.
     redis.revive(now + 100.0)
-    redis.revive(now + 100.0)
+    assert redis.restart_at is None
     assert_nothing_is_lost(redis)

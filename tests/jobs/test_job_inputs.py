@@ -67,6 +67,23 @@ async def test_a_refused_job_leaves_the_file_to_another_that_came_with_the_same(
     assert again.resolved == other.resolved
 
 
+async def test_a_refused_job_leaves_the_file_whose_place_its_own_has_taken(
+    inputs: JobInputs, files: FileStore, blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both found none, and the refused one came second: both names are one file by now."""
+
+    async def none_yet(_file_id: str) -> None:
+        return None
+
+    accepted = await inputs.prepare("job_1", VIDEO_SPEC, RAW, OWNER)
+    monkeypatch.setattr(files, "touch", none_yet)
+    refused = await inputs.prepare("job_2", VIDEO_SPEC, RAW, OWNER)
+    assert refused.created[0].blob_key != accepted.created[0].blob_key
+    await inputs.withdraw(refused)
+    file = await files.get(accepted.created[0].id, OWNER)
+    assert blobs.read(file.blob_key) == picture()
+
+
 async def test_a_refused_job_leaves_the_file_that_has_taken_the_place_of_its_own(
     inputs: JobInputs, files: FileStore, blobs: FileBlobStore
 ) -> None:

@@ -1,4 +1,4 @@
-"""Jobs that lose their worker together wait in the order in which they came, before all others."""
+"""Jobs that are taken back at once wait in the order in which they came, before all others."""
 
 from __future__ import annotations
 

@@ -11,9 +11,9 @@ from redis import Redis
 
 from config.settings import Settings
 from jobs.blobs import FileBlobStore
-from jobs.errors import FileTooLarge
+from jobs.errors import DiskFull, FileTooLarge
 from jobs.keeper import PARTIAL_SECONDS, Keeper
-from jobs.uploads import Upload, received
+from jobs.uploads import CHECK_BYTES, Upload, received
 
 
 def names(blobs: FileBlobStore) -> list[str]:
@@ -46,6 +46,21 @@ def test_one_byte_too_many_is_refused(blobs: FileBlobStore) -> None:
         upload.write(b"1234")
         with pytest.raises(FileTooLarge, match="more than 4 bytes"):
             upload.write(b"5")
+    assert names(blobs) == []
+
+
+def test_a_disk_that_runs_short_of_room_meanwhile_refuses_the_rest(
+    blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Results and checkpoints need what is left; several uploads may have begun at once."""
+    monkeypatch.setattr(FileBlobStore, "free_bytes", lambda _: 1000)
+    piece = bytes(CHECK_BYTES // 4)
+    with Upload(blobs, max_bytes=2**30, min_free_bytes=1000) as upload:
+        for _ in range(3):
+            upload.write(piece)
+        monkeypatch.setattr(FileBlobStore, "free_bytes", lambda _: 999)
+        with pytest.raises(DiskFull):
+            upload.write(piece)
     assert names(blobs) == []
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +81,17 @@ def test_the_steps_after_a_round_trip_are_bit_identical(
     while not generation.is_done:
         pipeline.step([generation])
     assert generation.latents.equal(unbroken.latents)
+
+
+def test_of_a_generation_that_is_given_up_nothing_stays(case: tuple[Pipeline, Any]) -> None:
+    pipeline, asked = case
+    generation = pipeline.prepare(asked)
+    pipeline.step([generation])
+    seen = [weakref.ref(tensor) for tensor in tensors_anywhere(generation)]
+    del generation
+    pipeline.drop_batch()
+    gc.collect()
+    assert [ref() for ref in seen if ref() is not None] == []
 
 
 def spoil(tensors: list[Tensor]) -> None:

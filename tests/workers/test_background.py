@@ -47,7 +47,23 @@ def test_a_thread_without_work_keeps_nothing_of_the_last() -> None:
     result = thread.submit(Result).result(timeout=10)
     seen = weakref.ref(result)
     del result
-    # It lets go a moment after it has told, and then waits for what comes next.
+    assert_gone(seen)
+
+
+def test_a_thread_without_work_keeps_nothing_of_what_was_cancelled() -> None:
+    thread, go, media = BackgroundThread("test"), threading.Event(), Result()
+    first = thread.submit(go.wait)
+    second = thread.submit(lambda media=media: media)
+    assert second.cancel()
+    seen = weakref.ref(media)
+    del media, second
+    go.set()
+    assert first.result(timeout=10)
+    assert_gone(seen)
+
+
+def assert_gone(seen: weakref.ref[Result]) -> None:
+    # The thread lets go a moment after it has told, and then waits for what comes next.
     deadline = time.monotonic() + 10
     while seen() is not None and time.monotonic() < deadline:
         time.sleep(0.01)

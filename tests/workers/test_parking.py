@@ -39,8 +39,9 @@ def test_a_preempted_job_is_parked_and_its_picture_is_the_same() -> None:
     bench.engine.admit(urgent)
     bench.engine.turn()
     assert places(bench) == {clip.id: "host", urgent.id: "device"}
-    assert bench.pipeline.batches_dropped == 1
+    assert bench.pipeline.batches_dropped == 1, "what it lent to the batch would stay behind"
     bench.run()
+    assert bench.pipeline.batches_dropped == 3, "and what the two that have ended lent"
     plain.run(clip)
     plain.run(urgent)
     for job in (clip, urgent):
