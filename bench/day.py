@@ -304,6 +304,8 @@ def is_steady(figures: dict[str, Any]) -> bool:
 
 def simulate(plan: Plan) -> dict[str, Any]:
     """One scaled day on a Redis of its own; the figures."""
+    # It tells of every job that it takes back.
+    logging.getLogger("jobs.keeper").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as name, EmbeddedRedis.start(Path(name) / "redis") as server:
         return asyncio.run(_simulate(plan, server.url, Path(name)))
 
@@ -322,8 +324,6 @@ def main() -> int:
     """Prints the figures; 1 when memory is not bounded. Arguments: jobs, seconds for the day."""
     from bench.run import report
 
-    # It tells of every job that it takes back.
-    logging.getLogger("jobs.keeper").setLevel(logging.ERROR)
     numbers = [float(text) for text in sys.argv[1:3]]
     return report(run(Plan(int(numbers[0]), *numbers[1:]) if numbers else Plan()))
 

@@ -139,10 +139,10 @@ class Load:
         for thread in self._threads:
             thread.join()
         self.check()
-        taken_back = REGISTRY.get_sample_value(
+        put_back = REGISTRY.get_sample_value(
             "denoised_jobs_requeued_total", {"cause": "lease_lapsed"}
         )
-        self.counts["taken back"] = int(taken_back or 0)
+        self.counts["put back by the keeper"] = int(put_back or 0)
 
     def check(self) -> None:
         """Raises what has ended a thread early."""

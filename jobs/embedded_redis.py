@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -25,7 +26,6 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import quote
 
-import structlog
 from redis import Redis
 from redis.exceptions import BusyLoadingError, RedisError
 
@@ -33,7 +33,7 @@ from jobs.errors import RedisUnavailable
 
 __all__ = ["EmbeddedRedis", "RedisUnavailable", "find_server"]
 
-log = structlog.get_logger(__name__)
+log = logging.getLogger(__name__)
 
 OLDEST_VERSION = (6, 2)
 MAX_SOCKET_PATH = 103
@@ -189,7 +189,7 @@ class EmbeddedRedis:
                     if isinstance(error, BusyLoadingError):
                         deadline = time.monotonic() + START_SECONDS
                         if not is_loading:
-                            log.info("Redis is loading its file", directory=str(self.directory))
+                            log.info("Redis is loading its file in %s", self.directory)
                         is_loading = True
                     elif time.monotonic() > deadline:
                         raise RedisUnavailable(

@@ -160,7 +160,10 @@ class FileStore:
         await asyncio.to_thread(self._blobs.delete, record.blob_key)
 
     async def withdraw(self, created: FileRecord) -> None:
-        """Removes an upload as `create` made it, unless it was touched or replaced since."""
+        """Removes an upload as `create` made it, unless another request may count on it.
+
+        That is so if it was touched or replaced since, and if it had replaced another's.
+        """
         blob_id = created.blob_key.rpartition("/")[2]
         args = [created.id, blob_id, created.owner]
         with store_errors():

@@ -2,7 +2,8 @@
 
 Data URLs become files, ids are looked up, the input is resolved with what is known of them, and
 each file is linked into the job's own folder, where the worker finds it: an upload may then expire
-or be deleted without harm to the job. What is refused on the way leaves nothing behind.
+or be deleted without harm to the job. What is refused on the way leaves nothing behind, but for a
+file that another request with the same bytes may count on: it stays for its time to live.
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ local function mean_cost(model)
   return tonumber(gpu), tonumber(run)
 end
 
--- GPU-seconds of all that waits in each lane; false while something in it is not measured.
+-- GPU-seconds of all that waits in each lane; nil while something in it is not measured.
 local AT_ONCE = 1000
 local function lane_costs(names, lengths, mean)
   local costs = {}
@@ -225,9 +225,9 @@ local function lane_costs(names, lengths, mean)
   return costs
 end
 
--- GPU-seconds left of what runs of a queue, nil while they are not measured. Of many jobs some stand
--- for all: which come first in the set is chance.
-local SAMPLED = 8
+-- GPU-seconds left of what runs of a queue, nil while they are not measured. Of very many jobs some
+-- stand for all: which come first in the set is chance.
+local SAMPLED = 64
 local function running_cost(queue, mean)
   local members = redis.call('ZRANGE', 'rq:wip:' .. queue, 0, SAMPLED - 1)
   local sum = 0

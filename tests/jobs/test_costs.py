@@ -14,7 +14,17 @@ from jobs import costs
 from jobs.costs import CostModel, Shape, estimate_from
 from jobs.lease import LeaseClient
 from jobs.store import JobStore
-from jobs.types import JobRecord, NewJob, Outcome, Progress, Stage, StageCosts, Status, Usage
+from jobs.types import (
+    ClaimedJob,
+    JobRecord,
+    NewJob,
+    Outcome,
+    Progress,
+    Stage,
+    StageCosts,
+    Status,
+    Usage,
+)
 from jobs.worker_registry import WorkerInfo, announce
 
 MODEL = "test-model"
@@ -156,6 +166,28 @@ async def test_a_queued_job_is_told_when_it_will_start_and_end(
     await store.cancel(second.id)
     [depth] = (await store.stats()).queues
     assert depth.gpu_seconds == pytest.approx(8.0)
+
+
+async def test_of_very_many_jobs_that_run_some_stand_for_all(
+    store: JobStore, redis_client: Redis, make_job: MakeJob, worker: LeaseClient
+) -> None:
+    await run_one(store, worker, make_job)
+    serve(redis_client, "worker-a")
+    for number in range(100):
+        await store.submit(make_job(id=f"job_{number:03}", input=request()))
+    running = worker.claim([MODEL], 20)
+    left = [60.0, *[1.0] * 19]
+    worker.report([step(job, eta) for job, eta in zip(running, left, strict=True)])
+    waiting = await store.get("job_020")
+    assert ahead(waiting)[0] == pytest.approx(79.0, abs=10), "so few are all counted"
+    running += worker.claim([MODEL], 78)
+    worker.report([step(job, 2.5) for job in running])
+    waiting = await store.get("job_098")
+    assert ahead(waiting)[0] == pytest.approx(98 * 2.5, abs=10)
+
+
+def step(job: ClaimedJob, eta_seconds: float) -> Progress:
+    return Progress(job, Stage.DENOISING, 1, 4, eta_seconds=eta_seconds)
 
 
 async def test_only_workers_that_are_there_and_stay_share_what_waits(

@@ -166,7 +166,7 @@ def test_a_server_that_ends_at_once_says_why(tmp_path: Path) -> None:
 
 
 def test_a_server_that_loads_a_large_file_gets_the_time_it_needs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Killed for being slow it would start from the beginning, every time."""
     server = tmp_path / "valkey-server"
@@ -177,6 +177,7 @@ def test_a_server_that_loads_a_large_file_gets_the_time_it_needs(
     with EmbeddedRedis.start(tmp_path / "redis") as loaded:
         assert loaded.alive
         assert (tmp_path / "redis" / "loaded").exists()
+    assert capsys.readouterr() == ("", ""), "what a command prints is its own"
 
 
 LOADING_SERVER = """#!{python}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 from redis.asyncio import Redis as AsyncRedis
 
 from config.settings import Settings
+from jobs import scripts
 from jobs.blobs import FileBlobStore, input_key
 from jobs.files import FileStore
 from jobs.job_inputs import JobInputs
@@ -50,6 +51,20 @@ async def test_a_refused_job_leaves_nothing(
     assert await files.list(owner=OWNER) == ([], None)
     assert [*blobs.uploads()] == []
     assert not blobs.path(input_key("job_1", "first_frame", None)).exists()
+
+
+async def test_a_file_recorded_twice_over_a_broken_connection_is_withdrawn_all_the_same(
+    inputs: JobInputs, files: FileStore, blobs: FileBlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = scripts.run_async
+
+    async def twice(redis: AsyncRedis, script: scripts.Script, args: Any) -> Any:
+        await once(redis, script, args)
+        return await once(redis, script, args)
+
+    monkeypatch.setattr(scripts, "run_async", twice)
+    await inputs.withdraw(await inputs.prepare("job_1", VIDEO_SPEC, RAW, OWNER))
+    assert await files.list(owner=OWNER) == ([], None)
 
 
 async def test_a_refused_job_leaves_the_file_to_another_that_came_with_the_same(
