@@ -79,7 +79,7 @@ class Plan:
     """A scaled day: how many jobs, in how many seconds, and how many of its hours results stay."""
 
     jobs: int = 1_000_000
-    wall_seconds: float = 1200.0
+    wall_seconds: float = 2700.0
     retention_hours: float = 2.0
     lease_seconds: float = 6.0
     seed: int = 1
