@@ -41,7 +41,7 @@ test: $(VENV)/.stamp-dev ## run the whole test suite
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(VENV)/.stamp-dev ## kill everything at random for a quarter of an hour, then check every job
-	$(BIN)/python -m tests.chaos.run $(ARGS)
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: $(VENV)/.stamp-dev ## check style, types, import borders and the API description
 	$(BIN)/ruff check $(CODE)

@@ -1,4 +1,4 @@
-"""One chaos run from plan to verdict; `python -m tests.chaos.run` is what `make chaos` runs.
+"""One chaos run from plan to verdict; `python -m tests.chaos` is what `make chaos` runs.
 
 A deployment of real processes over a Redis of its own is set up in a temporary folder, clients
 submit the plan's jobs over HTTP while the plan's blows fall, and when every job has ended, or none
@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
@@ -192,7 +191,7 @@ async def _check_leftovers(
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs with what the command line says; 0 if nothing was found."""
-    parser = argparse.ArgumentParser(prog="python -m tests.chaos.run", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--jobs", type=int, default=2000)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--outages", type=int, default=5)
@@ -228,7 +227,3 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"logs are in {folder / 'logs'}")
     print(report.summary(), flush=True)
     return 0 if report.is_clean else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())
