@@ -45,9 +45,6 @@ from models.fake.spec import spec_fields
 MOST_GROWTH = 0.05
 """Of the mean memory in a day."""
 
-WEIGHED = 2000
-"""Jobs that wait before the day, to learn what one takes."""
-
 SAMPLED_KEYS = 200
 """Keys of a kind whose size is asked for."""
 
@@ -76,12 +73,16 @@ LAST_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Plan:
-    """A scaled day: how many jobs, in how many seconds, and how many of its hours results stay."""
+    """A scaled day: how many jobs, in how many seconds, and how many of its hours results stay.
+
+    `weighed` more wait before it begins, to learn what one takes.
+    """
 
     jobs: int = 1_000_000
     wall_seconds: float = 2700.0
     retention_hours: float = 2.0
     lease_seconds: float = 6.0
+    weighed: int = 2000
     seed: int = 1
 
     @property
@@ -219,7 +220,7 @@ async def _simulate(plan: Plan, url: str, folder: Path) -> dict[str, Any]:
         owners = [key_store.create(f"tenant {n}")[0].id for n in range(API_KEYS)]
         load = Load(url, settings, spec, owners, seed=plan.seed, scale=plan.scale)
         empty = take_sample(redis, settings, 0)
-        await load.queue_up(plan.jobs, WEIGHED)
+        await load.queue_up(plan.jobs, plan.weighed)
         queued = take_sample(redis, settings, 0)
         load.start(folder / "blobs")
         try:

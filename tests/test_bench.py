@@ -319,9 +319,11 @@ def test_the_fuzzer_reports_what_it_saw():
 
 def test_after_everything_has_expired_no_key_is_left(monkeypatch):
     monkeypatch.setattr(day_load, "KILLED", 0.05)
-    figures = day.simulate(day.Plan(jobs=400, wall_seconds=2.0, lease_seconds=2.0))
+    figures = day.simulate(day.Plan(jobs=400, wall_seconds=2.0, lease_seconds=2.0, weighed=50))
     assert figures["leaked keys"] == []
     happened = figures["what happened"]
     assert happened["jobs"] == 400
-    for what in ("killed", "taken back", "cancels", "succeeded", "watched jobs", "expired"):
+    for what in ("killed", "put back by the keeper", "cancels", "succeeded", "watched jobs"):
         assert happened[what] > 0
+    assert figures["bytes per waiting job"] > 0
+    assert figures["MB after everything expired"] < figures["peak MB"]
