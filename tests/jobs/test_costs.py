@@ -63,6 +63,11 @@ def serve(redis_client: Redis, *names: str, **changes: Any) -> None:
         announce(redis_client, WorkerInfo(name=name, **fields | {"models": (MODEL,)} | changes))
 
 
+def step(job: ClaimedJob, eta_seconds: float) -> Progress:
+    """The report of its first step of 4."""
+    return Progress(job, Stage.DENOISING, 1, 4, eta_seconds=eta_seconds)
+
+
 def ahead(record: JobRecord) -> tuple[float, float]:
     """Seconds from now to its start and from there to its end."""
     assert record.estimated_start_at is not None
@@ -155,7 +160,7 @@ async def test_a_queued_job_is_told_when_it_will_start_and_end(
     third, _ = await store.submit(make_job(input=request()))
     assert ahead(third) == pytest.approx((8.0, 5.5), abs=0.01)
     [job] = worker.claim([MODEL], 1)
-    worker.report([Progress(job, Stage.DENOISING, 1, 4, eta_seconds=2.5)])
+    worker.report([step(job, 2.5)])
     now = await store.get(second.id)
     assert ahead(now) == pytest.approx((2.5, 5.5), abs=1.0)
     serve(redis_client, "worker-b")
@@ -184,10 +189,6 @@ async def test_of_very_many_jobs_that_run_some_stand_for_all(
     worker.report([step(job, 2.5) for job in running])
     waiting = await store.get("job_098")
     assert ahead(waiting)[0] == pytest.approx(98 * 2.5, abs=10)
-
-
-def step(job: ClaimedJob, eta_seconds: float) -> Progress:
-    return Progress(job, Stage.DENOISING, 1, 4, eta_seconds=eta_seconds)
 
 
 async def test_only_workers_that_are_there_and_stay_share_what_waits(

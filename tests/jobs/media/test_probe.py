@@ -280,7 +280,7 @@ def test_no_mutation_of_a_clip_is_more_than_refused(tmp_path: Path, name: str) -
         try:
             outcomes.add(probed(tmp_path, mutated).kind)
         except (MediaError, MemoryError):
-            # Some ask for gigabytes, which this machine may have: the helper says so to the user.
+            # Some ask for gigabytes, and not every machine grants them: the helper refuses both.
             outcomes.add("refused")
     assert outcomes <= {"video", "image", "refused"}
     assert "refused" in outcomes
